@@ -1,0 +1,176 @@
+"""The command line: python -m gstlib list | run | status | verify, each with --help."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from gstlib import experiments
+from gstlib.spec import InputError, RunSpec
+from gstlib.store import DamagedRun, Store
+
+RESULTS = "results"
+
+
+def _profile(args) -> experiments.Profile:
+    return experiments.profile(args.profile)
+
+
+def _source(args) -> str:
+    return args.data or experiments.profile(args.profile).data
+
+
+def _figures(args) -> list[experiments.Experiment]:
+    if args.figures in ([], ["all"]):
+        return list(experiments.EXPERIMENTS.values())
+    return [experiments.experiment(name) for name in args.figures]
+
+
+def _runs(args) -> tuple[list[tuple[str, experiments.Labelled]], object]:
+    """(figure, labelled run) of everything asked for, and the data they are specified on."""
+    from gstlib import data
+
+    figures, profile = _figures(args), _profile(args)
+    seeds = experiments.parse_seeds(profile.seeds if args.seeds is None else args.seeds)
+    images = data.load(_source(args))
+    spec = experiments.data_spec(profile, images.name, images.fingerprint, images.classes)
+    return [(f.name, run) for f in figures for run in f.runs(profile, spec, seeds)], images
+
+
+def _print(frame: pd.DataFrame, as_json: bool) -> None:
+    if as_json:
+        print(frame.to_json(orient="records", indent=1))
+    elif frame.empty:
+        print("nothing to show")
+    else:
+        print(frame.to_string(index=False))
+
+
+def _iterative_rate(spec: RunSpec) -> str:
+    return "" if spec.pruning is None else f"{100 * spec.pruning.schedule.iterative_rate:.1f}%"
+
+
+def command_list(args) -> int:
+    """Every run of the figures named (all, when none is) at a profile: figure, label, seed, id, stored or not."""
+    runs, _ = _runs(args)
+    store = Store(args.results)
+    _print(pd.DataFrame([{
+        "figure": figure, "label": run.label, "seed": run.spec.seed, "id": run.spec.id, "model": run.spec.model.name,
+        "epochs": run.spec.optimiser.epochs, "rate": _iterative_rate(run.spec), "stored": run.spec.id in store,
+    } for figure, run in runs]), args.json)
+    return 0
+
+
+def command_run(args) -> int:
+    """Train what is missing of the figures named and store each run as it ends."""
+    from gstlib import runner
+    from gstlib.engine import pick_device
+
+    if args.time_limit is not None and not args.time_limit > 0:
+        raise InputError(f"--time-limit needs a positive number of minutes, not {args.time_limit}")
+    if args.workers is not None and args.workers < 1:
+        raise InputError(f"--workers needs at least 1, not {args.workers}")
+    pick_device(args.device)
+    store = Store(args.results)
+    runs, images = _runs(args)
+    labelled = [run for _, run in runs]
+    outcome = runner.run(store, labelled, images, _source(args), args.profile, args.device,
+                         args.workers, args.time_limit, quiet=args.quiet)
+    wanted = {run.spec.id for run in labelled}
+    print(f"{len(outcome.trained)} runs trained, {len(wanted) - len(outcome.trained) - len(outcome.left) - len(outcome.failed)} "
+          f"were stored already, {len(outcome.left)} left for lack of time, {len(outcome.failed)} failed; results in {store.path}")
+    for run_id, why in outcome.failed.items():
+        print(f"failed: {run_id}: {why}", file=sys.stderr)
+    return 1 if outcome.failed else 0
+
+
+def command_status(args) -> int:
+    """For every configuration of the figures named: runs stored, runs missing."""
+    runs, _ = _runs(args)
+    store = Store(args.results)
+    frame = pd.DataFrame([{"figure": figure, "label": run.label, "stored": run.spec.id in store} for figure, run in runs])
+    table = frame.groupby(["figure", "label"], sort=False)["stored"].agg(stored="sum", wanted="size").reset_index()
+    table["missing"] = table["wanted"] - table["stored"]
+    _print(table, args.json)
+    return 0
+
+
+def command_verify(args) -> int:
+    """Read every stored run and check it against its digest and its id; exit code 1 when one fails."""
+    if not Path(args.results).is_dir():
+        raise InputError(f"results folder {args.results} does not exist; name one with --results")
+    store, rows = Store(args.results), []
+    for run_id in store.ids():
+        row = {"id": run_id, "ok": True, "model": "", "profile": "", "epochs": 0, "final_test_accuracy": None, "commit": "", "problem": ""}
+        try:
+            run = store.read(run_id)
+            epochs = run.tables["epoch"]
+            if len(epochs) != run.spec.optimiser.epochs:
+                raise DamagedRun(f"{len(epochs)} epoch rows of {run.spec.optimiser.epochs}")
+            row |= {"model": run.spec.model.name, "profile": run.provenance["profile"], "epochs": len(epochs),
+                    "final_test_accuracy": round(float(epochs["test_accuracy"].iloc[-1]), 4),
+                    "commit": run.provenance["commit"][:12]}
+        except InputError as error:
+            row |= {"ok": False, "problem": str(error)}
+        rows.append(row)
+    frame = pd.DataFrame(rows)
+    _print(frame, args.json)
+    bad = 0 if frame.empty else int((~frame["ok"]).sum())
+    if not args.json:
+        print(f"{len(frame) - bad} runs are as they were written, {bad} are not")
+    return 1 if bad else 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's parser."""
+    top = argparse.ArgumentParser(prog="python -m gstlib", description="Replicate arXiv:1906.03728: list, train and check its runs.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, function, figures: bool = True) -> argparse.ArgumentParser:
+        text = function.__doc__
+        sub = commands.add_parser(name, help=text.split(";")[0].rstrip("."), description=text)
+        sub.set_defaults(function=function)
+        sub.add_argument("--results", default=os.environ.get("GSTLIB_RESULTS", RESULTS), metavar="DIR",
+                         help="folder of stored runs (default: %(default)s)")
+        if figures:
+            sub.add_argument("figures", nargs="*", metavar="FIGURE",
+                             help=f"which figures: {', '.join(experiments.EXPERIMENTS)}; default all")
+            sub.add_argument("--profile", default="smoke", help=f"{', '.join(experiments.PROFILES)} (default: %(default)s)")
+            sub.add_argument("--data", help="digits, cifar10, or the path of a folder or archive of images; "
+                                            "default: the profile's")
+            sub.add_argument("--seeds", help="a number of seeds, a range 2-5, or a list 0,4,7; default: the profile's number")
+        return sub
+
+    for name, function in (("list", command_list), ("status", command_status)):
+        add(name, function).add_argument("--json", action="store_true", help="print JSON")
+    run = add("run", command_run)
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    run.add_argument("--workers", type=int, help="processes on a CPU (default: one per core)")
+    run.add_argument("--time-limit", type=float, metavar="MINUTES", help="begin no run that would not end in time")
+    run.add_argument("--quiet", action="store_true", help="no progress bar")
+    add("verify", command_verify, figures=False).add_argument("--json", action="store_true", help="print JSON")
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code (2: bad input, 130: interrupted)."""
+    args = parser().parse_args(argv)
+    try:
+        return args.function(args)
+    except InputError as error:
+        print(f"gstlib: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("gstlib: interrupted; finished runs are stored, the same command goes on from there", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""3x3 convolution that is one matrix product on a CPU where the maps are small.
+
+On maps of 4x4 and below, where this paper's pruned layers work, the CPU
+library's convolution spends most of a training step in its backward pass.
+Unfolding the few pixels and multiplying once made a whole training step of
+half-width VGG11 at batch 128 (bf16, one thread) 20 to 45 % shorter.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+_SMALL = 16  # pixels of a map up to which the product wins
+
+
+def _windows(size: int):
+    """For each of the three kernel offsets: the output range and the input range that it joins."""
+    for offset in (-1, 0, 1):
+        low, high = max(0, -offset), min(size, size - offset)
+        yield slice(low, high), slice(low + offset, high + offset)
+
+
+class _SmallMapConvolution(torch.autograd.Function):
+    """Stride 1, padding 1: x (n, c, h, w), weight (o, c, 3, 3), bias (o,) or None -> (n, o, h, w)."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        n, c, h, w = x.shape
+        columns = x.new_zeros(n, h, w, 3, 3, c)
+        pixels = x.permute(0, 2, 3, 1)
+        for i, (out_rows, in_rows) in enumerate(_windows(h)):
+            for j, (out_columns, in_columns) in enumerate(_windows(w)):
+                columns[:, out_rows, out_columns, i, j] = pixels[:, in_rows, in_columns]
+        columns = columns.view(n * h * w, 9 * c)
+        kernel = weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1)
+        ctx.save_for_backward(columns, kernel)
+        ctx.shape, ctx.biased = x.shape, bias is not None
+        y = columns @ kernel.t() if bias is None else torch.addmm(bias, columns, kernel.t())
+        return y.view(n, h, w, -1).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx, grad):
+        columns, kernel = ctx.saved_tensors
+        n, c, h, w = ctx.shape
+        grad = grad.permute(0, 2, 3, 1).reshape(n * h * w, -1)
+        grad_weight = (grad.t() @ columns).view(-1, 3, 3, c).permute(0, 3, 1, 2)
+        spread = (grad @ kernel).view(n, h, w, 3, 3, c)
+        grad_x = grad.new_zeros(n, h, w, c)
+        for i, (out_rows, in_rows) in enumerate(_windows(h)):
+            for j, (out_columns, in_columns) in enumerate(_windows(w)):
+                grad_x[:, in_rows, in_columns] += spread[:, out_rows, out_columns, i, j]
+        return grad_x.permute(0, 3, 1, 2), grad_weight, grad.sum(0) if ctx.biased else None
+
+
+class Conv2d(nn.Conv2d):
+    """`torch.nn.Conv2d`, computed as one matrix product when training on small maps on a CPU."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (n, c, h, w) -> (n, out, h', w'), as `torch.nn.Conv2d`."""
+        small = (
+            x.device.type == "cpu" and torch.is_grad_enabled() and x.shape[-2] * x.shape[-1] <= _SMALL
+            and self.kernel_size == (3, 3) and self.stride == (1, 1) and self.padding == (1, 1)
+            and self.dilation == (1, 1) and self.groups == 1 and self.padding_mode == "zeros"
+        )
+        if not small:
+            return super().forward(x)
+        weight, bias = self.weight, self.bias
+        if torch.is_autocast_enabled("cpu"):
+            dtype = torch.get_autocast_dtype("cpu")
+            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        return _SmallMapConvolution.apply(x, weight, bias)

@@ -1,0 +1,128 @@
+"""The paper's networks (section 3.2), each with a width factor and any number of classes.
+
+Inputs are (batch, 3, 32, 32).  `prunable_layers(model)` names what can be
+pruned in forward order; the paper prunes the last four convolutions, or the
+first linear layer of Conv4.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import nn
+
+from gstlib.convolution import Conv2d
+from gstlib.spec import InputError, check_choice
+
+VGG_LAYOUT = {
+    "vgg11": (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"),
+    "vgg19": (64, 64, "M", 128, 128, "M", *(256,) * 4, "M", *(512,) * 4, "M", *(512,) * 4, "M"),
+}
+
+
+def _scaled(channels: int, width: float) -> int:
+    return max(1, round(channels * width))
+
+
+def conv4(num_classes: int, width: float) -> nn.Module:
+    """Conv4: four convolutions in two pairs and two linear layers, no batch normalisation."""
+    c1, c2, hidden = (_scaled(c, width) for c in (32, 64, 512))
+    return nn.Sequential(OrderedDict(
+        conv1=Conv2d(3, c1, 3, padding=1), relu1=nn.ReLU(inplace=True),
+        conv2=Conv2d(c1, c1, 3), relu2=nn.ReLU(inplace=True), pool1=nn.MaxPool2d(2),
+        conv3=Conv2d(c1, c2, 3, padding=1), relu3=nn.ReLU(inplace=True),
+        conv4=Conv2d(c2, c2, 3), relu4=nn.ReLU(inplace=True), pool2=nn.MaxPool2d(2),
+        flatten=nn.Flatten(), fc1=nn.Linear(c2 * 36, hidden), relu5=nn.ReLU(inplace=True),
+        fc2=nn.Linear(hidden, num_classes),
+    ))
+
+
+def vgg(name: str, num_classes: int, width: float) -> nn.Module:
+    """VGG with batch normalisation and a single linear layer; convolutions keep their biases."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    channels, conv, pool = 3, 0, 0
+    for entry in VGG_LAYOUT[name]:
+        if entry == "M":
+            pool += 1
+            layers[f"pool{pool}"] = nn.MaxPool2d(2)
+            continue
+        conv += 1
+        out = _scaled(entry, width)
+        layers[f"conv{conv}"] = Conv2d(channels, out, 3, padding=1)
+        layers[f"bn{conv}"] = nn.BatchNorm2d(out)
+        layers[f"relu{conv}"] = nn.ReLU(inplace=True)
+        channels = out
+    layers["flatten"] = nn.Flatten()
+    layers["fc"] = nn.Linear(channels, num_classes)
+    return nn.Sequential(layers)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut: the identity, or a 1x1 projection where shapes change."""
+
+    def __init__(self, channels: int, out: int, stride: int):
+        super().__init__()
+        self.conv1 = Conv2d(channels, out, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out)
+        self.conv2 = Conv2d(out, out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out)
+        self.shortcut = nn.Identity()
+        if stride != 1 or channels != out:
+            self.shortcut = nn.Sequential(OrderedDict(
+                conv=Conv2d(channels, out, 1, stride, bias=False), bn=nn.BatchNorm2d(out)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y)) + self.shortcut(x)
+        return torch.relu(y)
+
+
+def resnet18(num_classes: int, width: float) -> nn.Module:
+    """ResNet18 in its CIFAR form: a 3x3 stem, four stages of two blocks, average pooling over 4x4."""
+    stages = [_scaled(c, width) for c in (64, 128, 256, 512)]
+    layers: OrderedDict[str, nn.Module] = OrderedDict(
+        conv1=Conv2d(3, stages[0], 3, padding=1, bias=False),
+        bn1=nn.BatchNorm2d(stages[0]), relu=nn.ReLU(inplace=True))
+    channels = stages[0]
+    for number, out in enumerate(stages, start=1):
+        stride = 1 if number == 1 else 2
+        layers[f"stage{number}"] = nn.Sequential(BasicBlock(channels, out, stride), BasicBlock(out, out, 1))
+        channels = out
+    layers.update(pool=nn.AvgPool2d(4), flatten=nn.Flatten(), fc=nn.Linear(channels, num_classes))
+    return nn.Sequential(layers)
+
+
+_BUILDERS = {
+    "conv4": conv4,
+    "vgg11": lambda classes, width: vgg("vgg11", classes, width),
+    "vgg19": lambda classes, width: vgg("vgg19", classes, width),
+    "resnet18": resnet18,
+}
+
+
+def build(name: str, num_classes: int = 10, width: float = 1.0) -> nn.Module:
+    """The network `name` with torch's default initialisation drawn from the global generator.
+
+    Every layer's channels are multiplied by `width` and rounded, never below
+    one.  Raises `InputError` for an unknown name, fewer than two classes or a
+    width that is not positive.
+    """
+    check_choice("model", name, _BUILDERS)
+    if num_classes < 2 or not width > 0:
+        raise InputError(f"a network needs at least 2 classes and a positive width, not {num_classes} and {width}")
+    return _BUILDERS[name](num_classes, width)
+
+
+def prunable_layers(model: nn.Module) -> list[str]:
+    """Names of the layers that can be pruned, in forward order.
+
+    Every convolution but 1x1 projection shortcuts, and every linear layer but
+    the last, whose rows are the classes.
+    """
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return [
+        name for name, module in model.named_modules()
+        if (isinstance(module, nn.Conv2d) and "shortcut" not in name)
+        or (isinstance(module, nn.Linear) and name != linear[-1])
+    ]

@@ -1,0 +1,162 @@
+"""`Pruner`: schedule, scores, selection, masks and effects behind two calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from gstlib import masking
+from gstlib.effects import Effect
+from gstlib.masking import MaskedLayer
+from gstlib.pruning import Schedule, select
+from gstlib.spec import SCORES, TARGETS, InputError, check_choice
+
+
+class Pruner:
+    """Prunes (or disturbs) `model` by `schedule` while anyone's loop trains it.
+
+    Call `batch()` after every optimiser step and `epoch(n, evaluate)` after
+    every epoch, counted from 0.  The optimiser may be made before or after.
+
+        pruner = Pruner(model, Schedule((3, 4), (60, 60), (0.3, 0.9), retrain=10), layers=["conv1", "conv2"])
+        for n in range(epochs):
+            for x, y in batches:
+                ...                      # forward, backward, optimiser.step()
+                pruner.batch()
+            rows += pruner.epoch(n, lambda: accuracy(model, test_set))
+
+    `layers` names the layers in the schedule's order; None takes the last
+    batch-normalised convolutions, as many as the schedule has (the paper's
+    last four), or the last layers of whatever kind the network has.  `score`: "ebn", "l2" or
+    "l1" with `structure` "filter", "magnitude" with "weight" (which is taken
+    when `structure` is "weight" and the score was left at its default).
+    `target`, see `gstlib.pruning.select`; `effect` and `batches`, see
+    `gstlib.effects.Effect`.  Random choices and noise are drawn from `seed`.
+
+    Raises `InputError` for an unknown layer, score, target, structure or
+    effect, for a network without batch normalisation when E[BN] is asked for,
+    and for a network that torch.fx cannot trace.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        schedule: Schedule,
+        layers: Sequence[str] | None = None,
+        score: str = "ebn",
+        target: str = "S",
+        effect: str = "remove",
+        structure: str = "filter",
+        seed: int = 0,
+        batches: int = 0,
+    ):
+        check_choice("structure", structure, SCORES)
+        if structure == "weight" and score == "ebn":
+            score = "magnitude"
+        check_choice(f"score for structure {structure!r}", score, SCORES[structure])
+        check_choice("target", target, TARGETS)
+        if structure == "weight" and effect != "remove":
+            raise InputError(f"effect {effect!r} acts on whole filters; use structure 'filter'")
+        self.schedule, self.target = schedule, target
+        self.generator = torch.Generator().manual_seed(seed)
+        self.effect = Effect(effect, batches, self.generator)
+        units = masking.trace(model)
+        if layers is None:
+            layers = _default_layers(model, units, len(schedule.start), score)
+        for name in layers:
+            if name not in units:
+                raise InputError(f"the network has no convolution or linear layer {name!r}; it has {', '.join(units)}")
+        if len(layers) != len(schedule.start):
+            raise InputError(f"the schedule has {len(schedule.start)} layers, but {len(layers)} were named")
+        if len(set(layers)) != len(layers):
+            raise InputError("a layer is named twice")
+        # judge every layer before the first is touched: a refused network is left as it was
+        for name in layers:
+            masking.check_score(model, units[name], score)
+        self.layers = [MaskedLayer(model, units[name], structure, score, self.effect.noisy) for name in layers]
+
+    def batch(self) -> None:
+        """Count one training batch, after the optimiser's step."""
+        self.effect.tick()
+
+    @torch.no_grad()
+    def epoch(self, n: int, evaluate: Callable[[], float]) -> list[dict]:
+        """Do what the schedule has for the end of epoch `n` (from 0); returns one row per layer that had an event.
+
+        `evaluate()` gives the test accuracy (0 … 1); it is called twice at an
+        event, before and after, and not at all otherwise.  Columns: epoch,
+        layer, units, removed, removed_total, mean_score, t_pre, t_post and
+        decile_0 … decile_9, the mean score in each tenth of the units present
+        before the event.
+        """
+        if not self.schedule.is_event(n):
+            return []
+        sizes = [layer.size for layer in self.layers]
+        before, after = self.schedule.removed(sizes, n - 1), self.schedule.removed(sizes, n)
+        t_pre = float(evaluate())
+        rows = []
+        for index, layer in enumerate(self.layers):
+            if n not in self.schedule.event_epochs(index):
+                continue
+            scores = layer.scores()
+            units = select(scores, layer.present, after[index] - before[index], self.target, self.generator)
+            rows.append({
+                "epoch": n, "layer": layer.name, "units": layer.size, "removed": int(units.sum()),
+                "removed_total": after[index], "mean_score": float(scores[units].mean()) if units.any() else float("nan"),
+                **_deciles(scores[layer.present]),
+            })
+            layer.present &= ~units
+            self.effect.apply(layer, units)
+        t_post = float(evaluate()) if any(row["removed"] for row in rows) else t_pre
+        for row in rows:
+            row["t_pre"], row["t_post"] = t_pre, t_post
+        return rows
+
+    @property
+    def noise_in_force(self) -> bool:
+        """Whether the forward pass carries noise now."""
+        return self.effect.noisy and bool(self.effect.active)
+
+    def silenced(self):
+        """Context in which noise in force is switched off, to measure the network beneath it."""
+        return self.effect.silenced()
+
+    def parameters_removed(self) -> int:
+        """How many parameters the masks hold at 0 now."""
+        return sum(layer.parameters_removed() for layer in self.layers)
+
+
+def _default_layers(model: nn.Module, units: dict[str, masking.Unit], number: int, score: str) -> list[str]:
+    """The last `number` convolutions, or linear layers where there are none, never the network's last layer.
+
+    Where some layers are batch-normalised only those count (others are gates
+    and classifiers), and of layers that feed the same sum only the first in
+    forward order, which leaves projection shortcuts out.
+    """
+    names, sums = [], set()
+    for name in list(units)[:-1]:
+        block = units[name].block
+        if block is None or block not in sums:
+            names.append(name)
+            sums.add(block)
+    names = [name for name in names if isinstance(model.get_submodule(name), nn.Conv2d)] or names
+    normalised = [name for name in names if units[name].batch_norm]
+    if score == "ebn" and not normalised:
+        raise InputError(f"{type(model).__name__} has no batch normalisation, so E[BN] is undefined; "
+                         "use score 'l2' or 'l1'")
+    names = normalised or names
+    if len(names) < number:
+        raise InputError(f"the schedule has {number} layers, but only {len(names)} can be pruned by {score!r}")
+    return names[-number:]
+
+
+def _deciles(scores: torch.Tensor) -> dict[str, float]:
+    ordered = scores.flatten().double().sort().values
+    n = len(ordered)
+    means = {}
+    for k in range(10):
+        part = ordered[n * k // 10: n * (k + 1) // 10]
+        means[f"decile_{k}"] = float(part.mean()) if len(part) else float("nan")
+    return means

@@ -1,0 +1,218 @@
+"""What a run is: frozen dataclasses, their canonical JSON, and the id made from it.
+
+Everything that changes a run's result is a field here, and nothing else is:
+how fast it was computed, in whose company and on which machine is provenance
+and lies beside the result.  Every default is written out in the canonical
+JSON, so that a later change of a default cannot silently rename old results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+MODELS = ("conv4", "vgg11", "vgg19", "resnet18")
+DATASETS = ("digits", "cifar10", "cifar10-folder")
+TARGETS = ("S", "R", "L", *(f"D{k}" for k in range(11)))
+SCORES = {"filter": ("ebn", "l1", "l2"), "weight": ("magnitude",)}
+EFFECTS = ("remove", "remove-weights", "zero", "zero-restore", "gaussian")
+PRECISIONS = ("float32", "tf32", "bf16")
+MEASURES = ("bn-histogram",)
+
+# Raised when the code comes to compute something else from the same fields,
+# so that results from before and after are never taken for one another.
+SEMANTICS = 1
+
+
+class InputError(ValueError):
+    """Bad input, in one sentence: what was wrong and what to do. Exit code 2 on the command line."""
+
+
+def check_choice(what: str, value: object, choices) -> None:
+    """Raise `InputError` that names the choices when `value` is not one of them."""
+    if value not in choices:
+        raise InputError(f"unknown {what} {value!r}; choose from {', '.join(choices)}")
+
+
+def check_effect(effect: str, batches: int) -> None:
+    """Raise `InputError` when `effect` is unknown or cannot last for `batches` training batches."""
+    check_choice("effect", effect, EFFECTS)
+    if batches < 0:
+        raise InputError(f"batches must not be negative, not {batches}")
+    if batches and effect.startswith("remove"):
+        raise InputError(f"effect {effect!r} is for good and takes no number of batches")
+    if effect == "zero-restore" and not batches:
+        raise InputError("effect 'zero-restore' needs a number of batches to hold the zeros for")
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Images: which set, proven by which fingerprint, how many of them, augmented or not.
+
+    `fingerprint` is the sha256 (hex) over the whole set's pixels and labels,
+    `train_size` and `test_size` a class-balanced prefix of it (None: all).
+    """
+
+    name: str
+    fingerprint: str
+    classes: int = 10
+    train_size: int | None = None
+    test_size: int | None = None
+    augment: bool = False
+
+    def __post_init__(self):
+        check_choice("data set", self.name, DATASETS)
+        for field in ("train_size", "test_size"):
+            size = getattr(self, field)
+            if size is not None and size < self.classes:
+                raise InputError(f"{field} must be at least one image a class ({self.classes}), not {size}")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A network by name and width factor (1.0: as published)."""
+
+    name: str
+    width: float = 1.0
+
+    def __post_init__(self):
+        check_choice("model", self.name, MODELS)
+        if not (math.isfinite(self.width) and 0 < self.width <= 4):
+            raise InputError(f"width must lie in (0, 4], not {self.width}")
+
+
+@dataclass(frozen=True)
+class OptimiserSpec:
+    """Optimiser and its schedule: the rate is multiplied by `decay` at each epoch of `milestones`."""
+
+    name: str = "adam"
+    lr: float = 0.001
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    batch_size: int = 128
+    epochs: int = 325
+    milestones: tuple[int, ...] = (150, 300)
+    decay: float = 0.1
+
+    def __post_init__(self):
+        check_choice("optimiser", self.name, ("adam", "sgd"))
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise InputError(f"lr must be positive, not {self.lr}")
+        if self.epochs < 1 or self.batch_size < 2:
+            raise InputError("epochs must be at least 1 and batch_size at least 2 "
+                             f"(batch normalisation needs two), not {self.epochs} and {self.batch_size}")
+
+
+@dataclass(frozen=True)
+class PruningSpec:
+    """A pruning (or noise) schedule, one entry a layer, and what it does to whom.
+
+    `start`, `end` and `fraction` follow `layers`; `retrain` is the number of
+    epochs between events (section A.3 of the paper).  `batches` counts the
+    training batches that a temporary effect lasts; 0 is a single blow.
+    """
+
+    layers: tuple[str, ...]
+    start: tuple[int, ...]
+    end: tuple[int, ...]
+    fraction: tuple[float, ...]
+    retrain: int
+    target: str = "S"
+    score: str = "ebn"
+    structure: str = "filter"
+    effect: str = "remove"
+    batches: int = 0
+
+    def __post_init__(self):
+        from gstlib.pruning import Schedule
+
+        check_choice("target", self.target, TARGETS)
+        check_choice("structure", self.structure, SCORES)
+        check_choice(f"score for structure {self.structure!r}", self.score, SCORES[self.structure])
+        check_effect(self.effect, self.batches)
+        schedule = Schedule(self.start, self.end, self.fraction, self.retrain)
+        if len(schedule.start) != len(self.layers):
+            raise InputError(f"{len(self.layers)} layers but {len(schedule.start)} start epochs")
+        if self.effect != "remove" and self.structure == "weight":
+            raise InputError(f"effect {self.effect!r} acts on whole filters; use structure 'filter'")
+
+    @functools.cached_property
+    def schedule(self):
+        """The `gstlib.pruning.Schedule` of these fields."""
+        from gstlib.pruning import Schedule
+
+        return Schedule(self.start, self.end, self.fraction, self.retrain)
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One training run, whole: the same specification gives the same rows (bit for bit on one CPU type)."""
+
+    data: DataSpec
+    model: ModelSpec
+    optimiser: OptimiserSpec = OptimiserSpec()
+    pruning: PruningSpec | None = None
+    seed: int = 0
+    precision: str = "float32"
+    channels_last: bool = False
+    test_every: int = 1
+    measures: tuple[str, ...] = ()
+    semantics: int = SEMANTICS
+
+    def __post_init__(self):
+        check_choice("precision", self.precision, PRECISIONS)
+        for measure in self.measures:
+            check_choice("measure", measure, MEASURES)
+        if self.test_every < 1:
+            raise InputError(f"test_every must be at least 1, not {self.test_every}")
+        if not 0 <= self.seed < 2**31:
+            raise InputError(f"seed must lie in 0 … 2^31-1, not {self.seed}")
+
+    @functools.cached_property
+    def id(self) -> str:
+        """Sixteen hex digits of the sha256 of the canonical JSON."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+    def to_json(self) -> str:
+        """Canonical JSON: every field, sorted keys, no white space."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> RunSpec:
+        """Inverse of `to_json`. Raises `InputError` where fields are missing, unknown or wrong."""
+        try:
+            return _build(cls, json.loads(text))
+        except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
+            raise InputError(f"not a run's specification: {error}") from error
+
+    def tested_after(self, epoch: int) -> bool:
+        """Whether the test set is evaluated after `epoch`.
+
+        Always at an event (t_pre), at the last epoch, and at epochs whose
+        number (from 1) `test_every` divides.
+        """
+        return (
+            (epoch + 1) % self.test_every == 0
+            or epoch == self.optimiser.epochs - 1
+            or (self.pruning is not None and self.pruning.schedule.is_event(epoch))
+        )
+
+
+_PARTS = {"data": DataSpec, "model": ModelSpec, "optimiser": OptimiserSpec, "pruning": PruningSpec}
+
+
+def _build(cls, values: dict[str, Any]):
+    names = {field.name for field in dataclasses.fields(cls)}
+    if set(values) != names:
+        raise InputError(f"fields of {cls.__name__} differ: {sorted(set(values) ^ names)}")
+    made = {}
+    for name, value in values.items():
+        if cls is RunSpec and name in _PARTS and value is not None:
+            value = _build(_PARTS[name], value)
+        made[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**made)

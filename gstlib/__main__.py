@@ -1,4 +1,4 @@
-"""The command line: python -m gstlib list | run | status | verify, each with --help."""
+"""The command line: python -m gstlib list | run | status | verify | export | import, each with --help."""
 
 from __future__ import annotations
 
@@ -16,29 +16,15 @@ from gstlib.store import DamagedRun, Store
 RESULTS = "results"
 
 
-def _profile(args) -> experiments.Profile:
-    return experiments.profile(args.profile)
+def _runs(args) -> list[tuple[str, experiments.Labelled]]:
+    """(figure, labelled run) of everything asked for."""
+    from gstlib import runner
+
+    return runner.plan(_figures(args), args.profile, args.data, args.seeds)[0]
 
 
-def _source(args) -> str:
-    return args.data or experiments.profile(args.profile).data
-
-
-def _figures(args) -> list[experiments.Experiment]:
-    if args.figures in ([], ["all"]):
-        return list(experiments.EXPERIMENTS.values())
-    return [experiments.experiment(name) for name in args.figures]
-
-
-def _runs(args) -> tuple[list[tuple[str, experiments.Labelled]], object]:
-    """(figure, labelled run) of everything asked for, and the data they are specified on."""
-    from gstlib import data
-
-    figures, profile = _figures(args), _profile(args)
-    seeds = experiments.parse_seeds(profile.seeds if args.seeds is None else args.seeds)
-    images = data.load(_source(args))
-    spec = experiments.data_spec(profile, images.name, images.fingerprint, images.classes)
-    return [(f.name, run) for f in figures for run in f.runs(profile, spec, seeds)], images
+def _figures(args) -> list[str]:
+    return list(experiments.EXPERIMENTS) if args.figures in ([], ["all"]) else args.figures
 
 
 def _print(frame: pd.DataFrame, as_json: bool) -> None:
@@ -56,7 +42,7 @@ def _iterative_rate(spec: RunSpec) -> str:
 
 def command_list(args) -> int:
     """Every run of the figures named (all, when none is) at a profile: figure, label, seed, id, stored or not."""
-    runs, _ = _runs(args)
+    runs = _runs(args)
     store = Store(args.results)
     _print(pd.DataFrame([{
         "figure": figure, "label": run.label, "seed": run.spec.seed, "id": run.spec.id, "model": run.spec.model.name,
@@ -68,21 +54,13 @@ def command_list(args) -> int:
 def command_run(args) -> int:
     """Train what is missing of the figures named and store each run as it ends."""
     from gstlib import runner
-    from gstlib.engine import pick_device
 
-    if args.time_limit is not None and not args.time_limit > 0:
-        raise InputError(f"--time-limit needs a positive number of minutes, not {args.time_limit}")
-    if args.workers is not None and args.workers < 1:
-        raise InputError(f"--workers needs at least 1, not {args.workers}")
-    pick_device(args.device)
     store = Store(args.results)
-    runs, images = _runs(args)
-    labelled = [run for _, run in runs]
-    outcome = runner.run(store, labelled, images, _source(args), args.profile, args.device,
-                         args.workers, args.time_limit, quiet=args.quiet)
-    wanted = {run.spec.id for run in labelled}
-    print(f"{len(outcome.trained)} runs trained, {len(wanted) - len(outcome.trained) - len(outcome.left) - len(outcome.failed)} "
-          f"were stored already, {len(outcome.left)} left for lack of time, {len(outcome.failed)} failed; results in {store.path}")
+    outcome = runner.train_missing(store, _figures(args), args.profile, args.data, args.seeds, args.device,
+                                   workers=args.workers, replicas=args.replicas, time_limit=args.time_limit,
+                                   quiet=args.quiet)
+    print(f"{len(outcome.trained)} runs trained, {outcome.stored} were stored already, "
+          f"{len(outcome.left)} left for lack of time, {len(outcome.failed)} failed; results in {store.path}")
     for run_id, why in outcome.failed.items():
         print(f"failed: {run_id}: {why}", file=sys.stderr)
     return 1 if outcome.failed else 0
@@ -90,7 +68,7 @@ def command_run(args) -> int:
 
 def command_status(args) -> int:
     """For every configuration of the figures named: runs stored, runs missing."""
-    runs, _ = _runs(args)
+    runs = _runs(args)
     store = Store(args.results)
     frame = pd.DataFrame([{"figure": figure, "label": run.label, "stored": run.spec.id in store} for figure, run in runs])
     table = frame.groupby(["figure", "label"], sort=False)["stored"].agg(stored="sum", wanted="size").reset_index()
@@ -101,9 +79,7 @@ def command_status(args) -> int:
 
 def command_verify(args) -> int:
     """Read every stored run and check it against its digest and its id; exit code 1 when one fails."""
-    if not Path(args.results).is_dir():
-        raise InputError(f"results folder {args.results} does not exist; name one with --results")
-    store, rows = Store(args.results), []
+    store, rows = _existing(args.results), []
     for run_id in store.ids():
         row = {"id": run_id, "ok": True, "model": "", "profile": "", "epochs": 0, "final_test_accuracy": None, "commit": "", "problem": ""}
         try:
@@ -123,6 +99,32 @@ def command_verify(args) -> int:
     if not args.json:
         print(f"{len(frame) - bad} runs are as they were written, {bad} are not")
     return 1 if bad else 0
+
+
+def command_export(args) -> int:
+    """Pack stored runs into one archive (all of them; or the stored ones of the figures named)."""
+    store = _existing(args.results)
+    ids = None
+    if args.figures:
+        ids = {run.spec.id for _, run in _runs(args)} & set(store.ids())
+    print(f"{store.export(args.archive, ids)} runs packed into {args.archive}")
+    return 0
+
+
+def command_import(args) -> int:
+    """Take the runs of an archive into the results folder; exit code 1 when one is refused."""
+    store = Store(args.results)
+    added, known, refused = store.import_(args.archive)
+    print(f"{len(added)} runs added to {store.path}, {len(known)} were there already, {len(refused)} refused")
+    for name, why in refused.items():
+        print(f"refused: {name}: {why}", file=sys.stderr)
+    return 1 if refused else 0
+
+
+def _existing(results: str) -> Store:
+    if not Path(results).is_dir():
+        raise InputError(f"results folder {results} does not exist; name one with --results")
+    return Store(results)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -150,8 +152,12 @@ def parser() -> argparse.ArgumentParser:
     run = add("run", command_run)
     run.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     run.add_argument("--workers", type=int, help="processes on a CPU (default: one per core)")
+    run.add_argument("--replicas", type=int, help="runs in lockstep on one GPU (default: 10, or what memory holds)")
     run.add_argument("--time-limit", type=float, metavar="MINUTES", help="begin no run that would not end in time")
     run.add_argument("--quiet", action="store_true", help="no progress bar")
+    for name, function in (("export", command_export), ("import", command_import)):
+        add(name, function, figures=name == "export").add_argument(
+            "--archive", required=True, metavar="FILE", help="the archive, a zip file")
     add("verify", command_verify, figures=False).add_argument("--json", action="store_true", help="print JSON")
     return top
 

@@ -9,9 +9,10 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import torch
 from tqdm import tqdm
 
-from gstlib import data, train
+from gstlib import data, experiments, train
 from gstlib.engine import pick_device
 from gstlib.experiments import Labelled
 from gstlib.spec import InputError
@@ -20,8 +21,9 @@ from gstlib.store import Store
 
 @dataclass
 class Outcome:
-    """What a call of `run` did: ids trained now, ids left for lack of time, and failures by id."""
+    """What a call of `run` did: number stored before, ids trained now, ids left for lack of time, failures by id."""
 
+    stored: int = 0
     trained: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
@@ -36,6 +38,30 @@ def missing(store: Store, runs: Iterable[Labelled]) -> list[Labelled]:
     return list(seen.values())
 
 
+def plan(figures: Iterable[str], profile: str, source: str | None = None,
+         seeds=None) -> tuple[list[tuple[str, Labelled]], data.Images]:
+    """Every run of `figures` at `profile` as (figure, run), and the images they are specified on.
+
+    `source` is what `data.load` takes (None: the profile's own data set),
+    `seeds` what `experiments.parse_seeds` takes (None: the profile's number).
+    """
+    size = experiments.profile(profile)
+    chosen = [experiments.experiment(name) for name in figures]
+    numbers = experiments.parse_seeds(size.seeds if seeds is None else seeds)
+    images = data.load(source or size.data)
+    spec = experiments.data_spec(size, images.name, images.fingerprint, images.classes)
+    return [(what.name, run) for what in chosen for run in what.runs(size, spec, numbers)], images
+
+
+def train_missing(store: Store, figures: Iterable[str], profile: str, source: str | None = None, seeds=None,
+                  device: str = "auto", **options) -> Outcome:
+    """Train and store what is missing of `figures`: `plan`, then `run` with its `options`."""
+    pick_device(device)
+    planned, images = plan(figures, profile, source, seeds)
+    return run(store, [labelled for _, labelled in planned], images, source or experiments.profile(profile).data,
+               profile, device, **options)
+
+
 def run(
     store: Store,
     runs: Iterable[Labelled],
@@ -44,6 +70,7 @@ def run(
     profile: str,
     device: str = "auto",
     workers: int | None = None,
+    replicas: int | None = None,
     time_limit: float | None = None,
     quiet: bool = False,
 ) -> Outcome:
@@ -52,33 +79,39 @@ def run(
     On a CPU each run has one thread, and `workers` processes (as many as
     there are cores, when None) work side by side: two runs of one thread
     were measured faster than one run of two, and a run's rows then do not
-    depend on the number of cores.  On a GPU one run goes after the other.
-    `source` is what `data.load` was given, for the workers to load again.
-    With `time_limit` (minutes) no run is begun that, judged by the slowest
-    so far, would not end in time.  KeyboardInterrupt ends the workers; what
+    depend on the number of cores.  On a GPU up to `replicas` runs of one
+    shape (10, when None) are trained in lockstep, fewer where memory holds
+    fewer.  `source` is what `data.load` was given, for the workers to load
+    again.  With `time_limit` (minutes) nothing is begun that, judged by the
+    slowest so far, would not end in time.  KeyboardInterrupt ends the workers; what
     was finished is stored.
 
     Raises `InputError` when a specification cannot be trained, the device is
     not there or the store cannot be written, before anything is trained.
     """
     chosen = pick_device(device)
+    if workers is not None and workers < 1:
+        raise InputError(f"workers must be at least 1, not {workers}")
+    if time_limit is not None and not time_limit > 0:
+        raise InputError(f"the time limit must be a positive number of minutes, not {time_limit}")
+    runs = list(runs)
     todo = missing(store, runs)
     for labelled in todo:
         train.check(labelled.spec)
-    outcome = Outcome()
+    outcome = Outcome(stored=len({labelled.spec.id for labelled in runs}) - len(todo))
     if not todo:
         return outcome
     store.check_writable()
-    if chosen.type == "cuda":
-        workers = 1
-    workers = min(workers or _cores(), len(todo))
-    if workers < 1:
-        raise InputError(f"workers must be at least 1, not {workers}")
+    if replicas is None:
+        replicas = 10 if chosen.type == "cuda" else 1
+    if replicas < 1:
+        raise InputError(f"replicas must be at least 1, not {replicas}")
+    workers = 1 if chosen.type == "cuda" or replicas > 1 else min(workers or _cores(), len(todo))
     clock = _Clock(time_limit)
     show = _Display(todo, quiet)
     try:
         if workers == 1:
-            _here(store, todo, images, profile, chosen, clock, show, outcome)
+            _here(store, groups(todo, replicas), images, profile, chosen, clock, show, outcome)
         else:
             _processes(store, todo, source, profile, workers, clock, show, outcome)
     finally:
@@ -108,15 +141,22 @@ class _Display:
     """One bar over all epochs of all runs; its text shows the run, its epoch and its accuracy."""
 
     def __init__(self, todo: list[Labelled], quiet: bool):
+        self.done: dict[str, int] = {}
         self.labels = {r.spec.id: f"{r.label} seed {r.spec.seed}" for r in todo}
         total = sum(r.spec.optimiser.epochs for r in todo)
         self.bar = tqdm(total=total, unit="epoch", disable=quiet, dynamic_ncols=True, smoothing=0.05,
                         mininterval=0.5, desc=f"{len(todo)} runs")
 
     def __call__(self, p: train.Progress) -> None:
+        self.done[p.run_id] = p.epoch + 1
         self.bar.set_postfix_str(f"{self.labels[p.run_id]}, epoch {p.epoch + 1}/{p.epochs}, "
                                  f"test {100 * p.test_accuracy:.1f}%", refresh=False)
         self.bar.update()
+
+    def take_back(self, group: list[Labelled]) -> None:
+        """Forget the epochs of runs that begin anew."""
+        self.bar.n -= sum(self.done.pop(labelled.spec.id, 0) for labelled in group)
+        self.bar.refresh()
 
     def say(self, text: str) -> None:
         if not self.bar.disable:
@@ -126,21 +166,46 @@ class _Display:
         self.bar.close()
 
 
-def _here(store, todo, images, profile, device, clock, show, outcome) -> None:
-    for labelled in todo:
+def groups(runs: Iterable[Labelled], replicas: int) -> list[list[Labelled]]:
+    """Runs of one shape together, at most `replicas` at a time, in the order in which they first come."""
+    by_shape: dict[tuple, list[Labelled]] = {}
+    for labelled in runs:
+        by_shape.setdefault(train.shape(labelled.spec), []).append(labelled)
+    return [same[i:i + replicas] for same in by_shape.values() for i in range(0, len(same), replicas)]
+
+
+def _here(store, waiting: list[list[Labelled]], images, profile, device, clock, show, outcome) -> None:
+    waiting = list(waiting)
+    while waiting:
+        group = waiting.pop(0)
         if not clock.allows_one_more():
-            outcome.left.append(labelled.spec.id)
+            outcome.left += [labelled.spec.id for labelled in group]
             continue
         began = time.monotonic()
         try:
-            result = train.train(labelled.spec, images, device, show, profile)
+            results = train.train_group([labelled.spec for labelled in group], images, device, show, profile)
+        except torch.OutOfMemoryError as error:
+            if len(group) == 1:
+                raise InputError(f"one run of {group[0].spec.model.name} does not fit into the memory of {device}") from error
+            fits = len(group) // 2
+            show.say(f"{len(group)} runs of {group[0].spec.model.name} in lockstep exceed the memory of {device}; "
+                     f"going on with {fits}")
+            show.take_back(group)
+            todo = [labelled for labelled in (*group, *(x for other in waiting for x in other))]
+            waiting = groups(todo, fits)
+            continue
         except InputError as error:
-            outcome.failed[labelled.spec.id] = str(error)
+            if len(group) > 1:  # one diverged; alone, each shows whether it is the one
+                show.take_back(group)
+                waiting[:0] = [[labelled] for labelled in group]
+                continue
+            outcome.failed[group[0].spec.id] = str(error)
             show.say(f"failed: {error}")
             continue
-        store.write(labelled.spec, result.provenance, result.tables)
+        for labelled, result in zip(group, results):
+            store.write(labelled.spec, result.provenance, result.tables)
+            outcome.trained.append(labelled.spec.id)
         clock.ended(time.monotonic() - began)
-        outcome.trained.append(labelled.spec.id)
 
 
 def _worker(source: str, profile: str, tasks, results) -> None:

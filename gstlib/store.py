@@ -9,12 +9,15 @@ there whole or not at all, and its digest is checked whenever it is read.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import re
 import tempfile
-from collections.abc import Iterable
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
@@ -25,6 +28,10 @@ from gstlib.spec import InputError, RunSpec
 SCHEMA = 1
 TABLES = ("epoch", "event", "histogram")
 _WHOLE = ("epoch", "units", "removed", "removed_total", "parameters", "layer_index", "count")
+
+
+# a run of 325 epochs is some 40 kB; what claims more is not one
+_LARGEST = 64 * 2**20
 
 
 class DamagedRun(InputError):
@@ -87,12 +94,16 @@ class Store:
             "gstlib.provenance": about,
             "gstlib.digest": _digest(text, about, frame),
         })
+        return self._place(spec.id, lambda file: pq.write_table(table, file, compression="zstd"))
+
+    def _place(self, run_id: str, write: Callable[[IO[bytes]], object]) -> Path:
+        """Let `write` fill a file beside the run's place, then rename it into place."""
         self.check_writable()
-        place = self.file(spec.id)
-        handle, temporary = tempfile.mkstemp(dir=self.runs, prefix=f".{spec.id}-", suffix=".tmp")
+        place = self.file(run_id)
+        handle, temporary = tempfile.mkstemp(dir=self.runs, prefix=f".{run_id}-", suffix=".tmp")
         try:
             with os.fdopen(handle, "wb") as file:
-                pq.write_table(table, file, compression="zstd")
+                write(file)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)
@@ -100,7 +111,7 @@ class Store:
         except BaseException as error:
             Path(temporary).unlink(missing_ok=True)
             if isinstance(error, OSError):
-                raise InputError(f"run {spec.id} could not be stored in {self.path}: {error.strerror}") from error
+                raise InputError(f"run {run_id} could not be stored in {self.path}: {error.strerror}") from error
             raise
         return place
 
@@ -109,8 +120,13 @@ class Store:
         place = self.file(run_id)
         if not place.exists():
             raise KeyError(run_id)
+        return self._verified(place, place, run_id)
+
+    @staticmethod
+    def _verified(source, place: Path | str, run_id: str) -> Run:
+        """The run in `source` (a path or an open file), shown in messages as `place`."""
         try:
-            table = pq.read_table(place)
+            table = pq.read_table(source)
             meta = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
             schema = int(meta["gstlib.schema"])
             text, about, digest = meta["gstlib.spec"], meta["gstlib.provenance"], meta["gstlib.digest"]
@@ -124,15 +140,76 @@ class Store:
             raise DamagedRun(f"{place} is not as it was written; delete it and run again")
         return Run(spec, json.loads(about), {name: _rows(frame, name) for name in TABLES})
 
-    def load(self, ids: Iterable[str], table: str) -> tuple[pd.DataFrame, list[str]]:
-        """One table of many runs, with a column `run`; and the ids that are missing."""
-        frames, missing = [], []
-        for run_id in ids:
+    def export(self, place: str | os.PathLike, ids: Iterable[str] | None = None) -> int:
+        """Pack stored runs (all, when `ids` is None) into one zip archive, each verified first; returns their number."""
+        chosen = sorted(self.ids() if ids is None else ids)
+        place = Path(place)
+        temporary = place.with_name(place.name + ".tmp")
+        try:
+            with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+                for run_id in chosen:
+                    self.read(run_id)
+                    archive.write(self.file(run_id), f"runs/{run_id}.parquet")
+            os.replace(temporary, place)
+        except OSError as error:
+            raise InputError(f"runs could not be exported to {place}: {error.strerror or error}") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+        return len(chosen)
+
+    def import_(self, place: str | os.PathLike) -> tuple[list[str], list[str], dict[str, str]]:
+        """Take runs from an archive that `export` made: (ids added, ids there already, refused: why by name).
+
+        Each run is verified before it is stored.  A run that is here already
+        stays as it is; where the archive's has other rows (wall-clock seconds
+        aside) it is refused.  Names in the archive never become paths.
+        """
+        added, known, refused = [], [], {}
+        try:
+            archive = zipfile.ZipFile(place)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise InputError(f"{place} is no archive of runs ({error}); make one with: python -m gstlib export") from error
+        self.check_writable()
+        with archive:
+            for entry in archive.infolist():
+                match = re.fullmatch(r"runs/([0-9a-f]{16})\.parquet", entry.filename)
+                if not match or entry.file_size > _LARGEST:
+                    refused[entry.filename] = "not a stored run's name" if not match else "larger than any run"
+                    continue
+                run_id = match[1]
+                try:
+                    content = archive.read(entry)
+                    run = self._verified(io.BytesIO(content), entry.filename, run_id)
+                    if run_id in self:
+                        if _same(run, self.read(run_id)):
+                            known.append(run_id)
+                        else:
+                            refused[run_id] = "is stored here with other rows; the stored one was kept"
+                        continue
+                except (InputError, zipfile.BadZipFile) as error:
+                    refused[entry.filename] = str(error)
+                    continue
+                self._place(run_id, lambda file: file.write(content))
+                added.append(run_id)
+        return added, known, refused
+
+    def about(self) -> Iterator[tuple[str, RunSpec, dict]]:
+        """(id, specification, provenance) of every stored run, from the files' heads alone, rows unread.
+
+        Files that cannot be read are passed over here; `read` and the command `verify` name them.
+        """
+        for run_id in self.ids():
             try:
-                frames.append(self.read(run_id).tables[table].assign(run=run_id))
-            except KeyError:
-                missing.append(run_id)
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(), missing
+                meta = pq.read_schema(self.file(run_id)).metadata
+                yield run_id, RunSpec.from_json(meta[b"gstlib.spec"].decode()), json.loads(meta[b"gstlib.provenance"])
+            except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
+                continue
+
+
+def _same(a: Run, b: Run) -> bool:
+    """Whether two runs have the same rows; how long each epoch took does not count."""
+    return all(a.tables[name].drop(columns="seconds", errors="ignore")
+               .equals(b.tables[name].drop(columns="seconds", errors="ignore")) for name in TABLES)
 
 
 def _rows(frame: pd.DataFrame, table: str) -> pd.DataFrame:

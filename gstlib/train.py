@@ -6,8 +6,8 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import nn
 
 from gstlib import models
 from gstlib.data import Images, Loader
-from gstlib.engine import Engine, Measured
+from gstlib.engine import Engine, Measured, Replica
 from gstlib.pruner import Pruner
 from gstlib.spec import InputError, RunSpec
 
@@ -69,23 +69,43 @@ def train(
     progress: Callable[[Progress], None] = lambda _: None,
     profile: str = "",
 ) -> Result:
-    """Train `spec` on `images` and return its rows.
+    """Train `spec` on `images` and return its rows: `train_group` for a single run."""
+    return train_group([spec], images, device, progress, profile)[0]
+
+
+def shape(spec: RunSpec) -> tuple:
+    """What runs must have in common to be trained in lockstep; seeds, schedules, scores and effects may differ."""
+    o = spec.optimiser
+    return spec.data, spec.model, spec.precision, spec.channels_last, o.name, o.batch_size, o.epochs
+
+
+def train_group(
+    specs: Sequence[RunSpec],
+    images: Images,
+    device: str | torch.device = "cpu",
+    progress: Callable[[Progress], None] = lambda _: None,
+    profile: str = "",
+) -> list[Result]:
+    """Train runs of one shape in lockstep and return their rows, which are those of each run alone.
 
     Epoch rows: epoch (from 0), lr, train_loss, train_accuracy (running means
     over the epoch's batches as trained on), test_loss, test_accuracy (the
     network as it stands then, noise in force included; before the epoch's
     event), test_accuracy_clean (noise switched off), parameters (left),
-    seconds.  Epochs that `spec.tested_after` leaves out have no test columns.
-    Event rows: see `Pruner.epoch`.  Histogram rows: see `bn_histogram`.
+    seconds (of the group's epoch, divided by its runs).  Epochs that
+    `spec.tested_after` leaves out have no test columns.  Event rows: see
+    `Pruner.epoch`.  Histogram rows: see `bn_histogram`.
 
-    Raises `InputError` when the data are not those of the specification or
-    the loss is no longer finite.
+    Raises `InputError` when the runs differ in shape, the data are not those
+    of the specification or a loss is no longer finite.
     """
+    for spec in specs[1:]:
+        if shape(spec) != shape(specs[0]):
+            raise InputError(f"runs {specs[0].id} and {spec.id} differ in data, model, precision, optimiser, batch size "
+                             "or number of epochs and cannot be trained in lockstep")
     device = torch.device(device)
-    if device.type == "cpu":
-        with _one_thread():
-            return _train(spec, images, device, progress, profile)
-    return _train(spec, images, device, progress, profile)
+    with _one_thread() if device.type == "cpu" else nullcontext():
+        return _Group(specs, images, device, progress, profile).train()
 
 
 @contextmanager
@@ -102,54 +122,89 @@ def _one_thread():
         torch.set_num_threads(threads)
 
 
-def _train(spec: RunSpec, images: Images, device: torch.device, progress, profile: str) -> Result:
-    started = time.perf_counter()
-    images = images.subset(spec.data)
-    torch.manual_seed(_seed(spec, "model"))
-    model = models.build(spec.model.name, spec.data.classes, spec.model.width)
-    model = model.to(device, memory_format=torch.channels_last if spec.channels_last else torch.contiguous_format)
-    loader = Loader(images, spec.optimiser.batch_size, spec.data.augment, _seed(spec, "order"),
-                    device, spec.channels_last)
-    parameters = sum(p.numel() for p in model.parameters())
-    pruner = _pruner(spec, model) if spec.pruning is not None else None
-    engine = Engine(model, spec.optimiser, loader, spec.precision)
-    tables: dict[str, list[dict]] = {"epoch": [], "event": [], "histogram": []}
-    if "bn-histogram" in spec.measures:
-        tables["histogram"] += bn_histogram(model, loader, epoch=-1)
-    last_tested = float("nan")
-    for epoch in range(spec.optimiser.epochs):
-        began = time.perf_counter()
-        trained = engine.train_epoch(epoch, pruner.batch if pruner else lambda: None)
+class _Run:
+    """One run of a group: its network, its pruner, its rows."""
+
+    def __init__(self, spec: RunSpec, images: Images, device: torch.device):
+        self.spec = spec
+        torch.manual_seed(_seed(spec, "model"))
+        model = models.build(spec.model.name, spec.data.classes, spec.model.width)
+        self.model = model.to(
+            device, memory_format=torch.channels_last if spec.channels_last else torch.contiguous_format)
+        loader = Loader(images, spec.optimiser.batch_size, spec.data.augment, _seed(spec, "order"),
+                        device, spec.channels_last)
+        self.parameters = sum(p.numel() for p in model.parameters())
+        self.pruner = _pruner(spec, model) if spec.pruning is not None else None
+        self.replica = Replica(model, spec.optimiser, loader, spec.precision)
+        self.tables: dict[str, list[dict]] = {"epoch": [], "event": [], "histogram": []}
+        self.last_tested = float("nan")
+
+    def measure(self, epoch: int) -> None:
+        """Take the measures that are taken before the first epoch (-1) and after the last."""
+        if "bn-histogram" in self.spec.measures:
+            self.tables["histogram"] += bn_histogram(self.model, self.replica.loader, epoch)
+
+    def end_epoch(self, epoch: int, trained: Measured, test: Callable[[], Measured]) -> None:
+        """Test where the specification says so, let events happen, write the rows."""
         if not np.isfinite(trained.loss):
-            raise InputError(f"run {spec.id}: the training loss is no longer finite after epoch {epoch}; "
+            raise InputError(f"run {self.spec.id}: the training loss is no longer finite after epoch {epoch}; "
                              "lower the learning rate or use precision float32")
-        row = {"epoch": epoch, "lr": engine.learning_rate(epoch),
+        row = {"epoch": epoch, "lr": self.replica.learning_rate(epoch),
                "train_loss": trained.loss, "train_accuracy": trained.accuracy}
         tested: list[Measured] = []
 
         def evaluate() -> float:
-            tested.append(engine.test())
+            tested.append(test())
             return tested[-1].accuracy
 
         clean = None
-        if pruner is not None:
-            if spec.tested_after(epoch) and pruner.noise_in_force:
-                with pruner.silenced():
-                    clean = engine.test().accuracy
-            tables["event"] += pruner.epoch(epoch, evaluate)
-        if not tested and spec.tested_after(epoch):
+        due = self.spec.tested_after(epoch)
+        if self.pruner is not None:
+            if due and self.pruner.noise_in_force:
+                with self.pruner.silenced():
+                    clean = test().accuracy
+            self.tables["event"] += self.pruner.epoch(epoch, evaluate)
+        if due and not tested:
             evaluate()
         if tested:
-            last_tested = tested[0].accuracy
-            row |= {"test_loss": tested[0].loss, "test_accuracy": last_tested,
-                    "test_accuracy_clean": last_tested if clean is None else clean}
-        row["parameters"] = parameters - (pruner.parameters_removed() if pruner else 0)
-        row["seconds"] = time.perf_counter() - began
-        tables["epoch"].append(row)
-        progress(Progress(spec.id, epoch, spec.optimiser.epochs, last_tested))
-    if "bn-histogram" in spec.measures:
-        tables["histogram"] += bn_histogram(model, loader, epoch=spec.optimiser.epochs - 1)
-    return Result(tables, provenance(images, device, profile, time.perf_counter() - started))
+            self.last_tested = tested[0].accuracy
+            row |= {"test_loss": tested[0].loss, "test_accuracy": self.last_tested,
+                    "test_accuracy_clean": self.last_tested if clean is None else clean}
+        row["parameters"] = self.parameters - (self.pruner.parameters_removed() if self.pruner else 0)
+        self.tables["epoch"].append(row)
+
+
+class _Group:
+    """Runs of one shape, epoch by epoch."""
+
+    def __init__(self, specs, images: Images, device: torch.device, progress, profile: str):
+        self.device, self.progress, self.profile = device, progress, profile
+        self.started = time.perf_counter()
+        self.images = images.subset(specs[0].data)
+        resident = self.images.to(device)
+        self.runs = [_Run(spec, resident, device) for spec in specs]
+        self.engine = Engine([run.replica for run in self.runs])
+
+    def train(self) -> list[Result]:
+        """All epochs; returns each run's rows and provenance."""
+        epochs = self.runs[0].spec.optimiser.epochs
+        ticks = [run.pruner.batch for run in self.runs if run.pruner is not None]
+        for run in self.runs:
+            run.measure(-1)
+        for epoch in range(epochs):
+            began = time.perf_counter()
+            trained = self.engine.train_epoch(epoch, ticks)
+            for index, run in enumerate(self.runs):
+                run.end_epoch(epoch, trained[index], lambda: self.engine.test(index))
+            seconds = (time.perf_counter() - began) / len(self.runs)
+            for run in self.runs:
+                run.tables["epoch"][-1]["seconds"] = seconds
+                self.progress(Progress(run.spec.id, epoch, epochs, run.last_tested))
+        for run in self.runs:
+            run.measure(epochs - 1)
+        seconds = (time.perf_counter() - self.started) / len(self.runs)
+        about = provenance(self.images, self.device, self.profile, seconds, len(self.runs))
+        return [Result(run.tables, about) for run in self.runs]
 
 
 @torch.no_grad()
@@ -192,13 +247,13 @@ def bn_histogram(model: nn.Module, loader: Loader, epoch: int, images: int = 512
     return rows
 
 
-def provenance(images: Images, device: torch.device, profile: str, seconds: float) -> dict:
+def provenance(images: Images, device: torch.device, profile: str, seconds: float, replicas: int = 1) -> dict:
     """Where and with what a result was made: data, device, versions, commit, date; no path and no host name."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     return {
         "data": images.name, "data_title": images.title, "fingerprint": images.fingerprint,
         "profile": profile, "device": name, "device_type": device.type, "threads": torch.get_num_threads(),
-        "seconds": round(seconds, 3), "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3), "replicas": replicas, "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(), "python": platform.python_version(),
         "versions": {package: _version(package) for package in ("gstlib", "torch", "torchvision", "numpy")},
     }

@@ -1,0 +1,291 @@
+"""From stored rows to what a figure or a sentence states: instability, run summaries, intervals, correlation.
+
+Reads stored runs only; imports neither torch nor training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from gstlib import experiments
+from gstlib.experiments import Labelled, Profile
+from gstlib.spec import DATASETS, DataSpec, InputError
+from gstlib.store import Store
+
+DRAWS = 10_000
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the store holds of one experiment at one profile.
+
+    `epochs` and `events` are the stored rows, `runs` one row a run (see
+    `summarise`); all carry `label`, `seed` and `run`.  `missing` lists the
+    runs that were asked for and are not there.
+    """
+
+    experiment: experiments.Experiment
+    profile: Profile
+    wanted: list[Labelled]
+    missing: list[Labelled]
+    epochs: pd.DataFrame
+    events: pd.DataFrame
+    runs: pd.DataFrame
+    provenance: pd.DataFrame
+
+    @property
+    def command(self) -> str:
+        """The command that makes the missing runs."""
+        return f"python -m gstlib run {self.experiment.name} --profile {self.profile.name}"
+
+    @property
+    def labels(self) -> list[str]:
+        """The configurations' labels, in the experiment's order."""
+        return list(dict.fromkeys(run.label for run in self.wanted))
+
+    def spec(self, label: str):
+        """The specification of a configuration's first seed."""
+        return next(run.spec for run in self.wanted if run.label == label)
+
+
+class Estimate(NamedTuple):
+    """A statistic with its interval and the number of runs behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __format__(self, form: str) -> str:
+        return f"{self.value:{form}} [{self.low:{form}}, {self.high:{form}}]"
+
+
+def find_data(store: Store, profile: Profile, data: str | None) -> DataSpec:
+    """The data set that the store's runs at `profile` were trained on.
+
+    `data` is a name, or a path (which can only be a `cifar10-folder` or
+    `cifar10`), or None for the profile's own.  Raises `InputError` when there
+    is none, or when there are several and results would be mixed.
+    """
+    name = data or profile.data
+    names = {name} if name in DATASETS else {"cifar10", "cifar10-folder"}
+    found = {spec.data.fingerprint: spec.data.name for _, spec, about in store.about()
+             if about["profile"] == profile.name and spec.data.name in names}
+    if not found:
+        raise InputError(f"{store.path} holds no run at profile {profile.name!r} on data {name!r}; "
+                         f"make them with: python -m gstlib run figure1-vgg11 --profile {profile.name} "
+                         f"--data {name} --results {store.path}")
+    if len(found) > 1:
+        prints = ", ".join(f"{n} {f[:12]}" for f, n in sorted(found.items()))
+        raise InputError(f"{store.path} holds runs at profile {profile.name!r} on several data sets ({prints}); "
+                         "keep each in a results folder of its own")
+    (fingerprint, name), = found.items()
+    return experiments.data_spec(profile, name, fingerprint)
+
+
+def study(store: Store, figure: str, profile: str = "smoke", data: str | None = None, seeds=None) -> Study:
+    """Everything stored of `figure` at `profile`; `seeds` as in `experiments.parse_seeds`.
+
+    With `seeds` None these are the profile's number of seeds, or as many as
+    the store holds of this experiment when those are more.  Missing runs are
+    listed, never passed over.
+    """
+    size, what = experiments.profile(profile), experiments.experiment(figure)
+    source = find_data(store, size, data)
+    stored = set(store.ids())
+    if seeds is None:
+        number = size.seeds
+        while any(run.spec.id in stored for run in what.runs(size, source, [number])):
+            number += 1
+        chosen = list(range(number))
+    else:
+        chosen = experiments.parse_seeds(seeds)
+    wanted = what.runs(size, source, chosen)
+    epochs, events, summaries, about, missing = [], [], [], [], []
+    for run in wanted:
+        if run.spec.id not in stored:
+            missing.append(run)
+            continue
+        found = store.read(run.spec.id)
+        key = {"label": run.label, "seed": run.spec.seed, "run": run.spec.id}
+        epochs.append(found.tables["epoch"].assign(**key))
+        events.append(found.tables["event"].assign(**key))
+        summaries.append(key | summarise(found.tables["epoch"], found.tables["event"]))
+        about.append(key | found.provenance)
+
+    def together(frames):
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+    return Study(what, size, wanted, missing, together(epochs), together(events),
+                 pd.DataFrame(summaries), pd.DataFrame(about))
+
+
+def instability(events: pd.DataFrame) -> pd.DataFrame:
+    """Instability of each event (section 3): |t_pre - t_post| once per run and event epoch, whatever the layers hit.
+
+    Adds `instability`, and `relative_instability` = (t_pre - t_post) / t_pre,
+    the form of the paper's final version.  Both as shares (0 … 1).
+    """
+    keys = ["run", "epoch"] if "run" in events else ["epoch"]
+    each = events.drop_duplicates(keys).reset_index(drop=True)
+    drop = each["t_pre"] - each["t_post"]
+    return each.assign(instability=drop.abs(), relative_instability=drop / each["t_pre"])
+
+
+def summarise(epochs: pd.DataFrame, events: pd.DataFrame) -> dict:
+    """One run in one row.
+
+    final_accuracy: test accuracy after the last epoch (the paper's measure);
+    best_accuracy: the best at or after the last event (its final version's);
+    final_train_accuracy; mean_instability and mean_relative_instability over
+    the run's events (nan without any); events: their number; parameters left.
+    """
+    tested = epochs.dropna(subset="test_accuracy")
+    row = {
+        "final_accuracy": float(epochs["test_accuracy"].iloc[-1]),
+        "best_accuracy": float(tested["test_accuracy"].max()),
+        "final_train_accuracy": float(epochs["train_accuracy"].iloc[-1]),
+        "parameters": int(epochs["parameters"].iloc[-1]),
+        "mean_instability": float("nan"), "mean_relative_instability": float("nan"), "events": 0,
+    }
+    if len(events):
+        each = instability(events)
+        # the accuracy of the last event's own epoch was measured before it struck
+        after = tested.loc[tested["epoch"] > each["epoch"].max(), "test_accuracy"]
+        row |= {
+            "best_accuracy": float(max([*after, each["t_post"].iloc[-1]])),
+            "mean_instability": float(each["instability"].mean()),
+            "mean_relative_instability": float(each["relative_instability"].mean()),
+            "events": len(each),
+        }
+    return row
+
+
+def mean_interval(values: Iterable[float], confidence: float = 0.95, seed: int = 0) -> Estimate:
+    """Mean with a bootstrap interval over runs: BCa from five runs on, percentile below; none for a single run."""
+    values = np.asarray(list(values), dtype=float)
+    n, mean = len(values), float(values.mean()) if len(values) else float("nan")
+    if n < 2:
+        return Estimate(mean, float("nan"), float("nan"), n)
+    if np.ptp(values) == 0:
+        return Estimate(mean, mean, mean, n)
+    result = stats.bootstrap((values,), np.mean, confidence_level=confidence, n_resamples=DRAWS,
+                             method="BCa" if n >= 5 else "percentile", rng=np.random.default_rng(seed))
+    return Estimate(mean, float(result.confidence_interval.low), float(result.confidence_interval.high), n)
+
+
+class Correlation(NamedTuple):
+    """Pearson's r with its two-sided p-value and a bootstrap interval."""
+
+    r: float
+    p: float
+    low: float
+    high: float
+    n: int
+
+
+def correlation(runs: pd.DataFrame, x: str = "mean_instability", y: str = "final_accuracy",
+                confidence: float = 0.95, seed: int = 0) -> Correlation:
+    """Pearson's correlation of two columns over runs (Figure 1 right; claims C1 and C2).
+
+    The interval resamples runs within configurations (`label`), 10,000 draws,
+    percentile.  Unpruned runs, which have no instability, do not count.  All
+    nan with fewer than three runs or where a column does not vary.
+    """
+    table = runs.dropna(subset=[x, y])
+    if len(table) < 3 or table[x].nunique() < 2 or table[y].nunique() < 2:
+        return Correlation(*[float("nan")] * 4, len(table))
+    test = stats.pearsonr(table[x], table[y])
+    rng = np.random.default_rng(seed)
+    rows = [rng.choice(places, size=(DRAWS, len(places))) for places in table.reset_index(drop=True).groupby("label").indices.values()]
+    draws = np.concatenate(rows, axis=1)
+    a, b = table[x].to_numpy()[draws], table[y].to_numpy()[draws]
+    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        drawn = (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
+    low, high = np.nanquantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Correlation(float(test.statistic), float(test.pvalue), float(low), float(high), len(table))
+
+
+def table(study: Study) -> pd.DataFrame:
+    """One row a configuration: label, runs, events, and means with 95% intervals in per cent."""
+    rows = []
+    for label in study.labels:
+        runs = study.runs[study.runs["label"] == label] if len(study.runs) else study.runs
+        if len(runs) == 0:
+            rows.append({"label": label, "runs": 0})
+            continue
+        row = {"label": label, "runs": len(runs), "events": int(runs["events"].iloc[0])}
+        for column in ("final_accuracy", "best_accuracy", "mean_instability"):
+            estimate = mean_interval(100 * runs[column].dropna())
+            row |= {column: estimate.value, f"{column}_low": estimate.low, f"{column}_high": estimate.high}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def markdown_table(study: Study) -> str:
+    """`table` as a Markdown table, in per cent with 95% intervals."""
+    lines = ["| method | runs | events | final accuracy, % | best after the last event, % | mean instability, points |",
+             "|---|---|---|---|---|---|"]
+    for row in table(study).to_dict("records"):
+        cells = [row["label"], str(row["runs"]), f"{row.get('events', 0):.0f}"]
+        for column in ("final_accuracy", "best_accuracy", "mean_instability"):
+            value = row.get(column, float("nan"))
+            interval = f" [{row[column + '_low']:.1f}, {row[column + '_high']:.1f}]" if row["runs"] > 1 else ""
+            cells.append("–" if np.isnan(value) else f"{value:.1f}{interval}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def correlation_sentence(study: Study) -> str:
+    """The correlation of Figure 1 right in words, with its interval, p-value and number of runs."""
+    found = correlation(study.runs)
+    if np.isnan(found.r):
+        return f"Only {found.n} pruned runs are stored, too few for a correlation."
+    return (f"Over {found.n} pruned runs, mean instability and final test accuracy have Pearson's "
+            f"$r = {found.r:.2f}$, 95% interval {found.low:.2f} to {found.high:.2f}, $p = {found.p:.2g}$.")
+
+
+def caption(study: Study, confidence: float = 0.95) -> str:
+    """What a figure rests on, from the runs' own provenance: data, profile, runs, interval, device, date, what is missing.
+
+    Raises `InputError` when no run is stored, naming the command that makes them.
+    """
+    if study.runs.empty:
+        raise InputError(f"no run of {study.experiment.name} is stored at profile {study.profile.name!r}; "
+                         f"make them with: {study.command}")
+    counts = study.runs.groupby("label").size()
+    number = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
+    about = study.provenance
+    text = (
+        f"Data: {_listed(about['data_title'])}. Profile: {study.profile.title}. "
+        f"{number} run{'' if number == '1' else 's'} per configuration; intervals are {confidence:.0%} bootstrap "
+        f"intervals over runs. Device: {_listed(about['device'])}. "
+        f"Finished: {_span(about['finished'].str[:10])}. Code: commit {_listed(about['commit'].map(_short))}."
+    )
+    if study.missing:
+        short: dict[str, list[int]] = {}
+        for run in study.missing:
+            short.setdefault(run.label, []).append(run.spec.seed)
+        which = "; ".join(f"{label}: seed {', '.join(map(str, seeds))}" for label, seeds in short.items())
+        text += f" **Missing: {len(study.missing)} of {len(study.wanted)} runs ({which}).**"
+    return text
+
+
+def _listed(values: pd.Series) -> str:
+    return ", ".join(dict.fromkeys(values))
+
+
+def _short(commit: str) -> str:
+    name, mark, rest = commit.partition("+")
+    return name[:10] + mark + rest
+
+
+def _span(days: pd.Series) -> str:
+    return days.min() if days.min() == days.max() else f"{days.min()} to {days.max()}"

@@ -1,0 +1,60 @@
+# Every target sets up .venv on its first use; nothing else needs installing.
+PROFILE ?= mini
+RESULTS ?= book/results
+TRAIN   ?= 0
+DATA    ?=
+SEEDS   ?=
+PYTHON  ?= python3
+
+# For instance: make figures PROFILE=mini DATA=/data/cifar10 TRAIN=1
+BIN      := .venv/bin
+READY    := .venv/.ready
+CHAPTERS := $(wildcard chapters/*.ipynb)
+FIGURES  := figure1-vgg11 figure1-resnet18
+EXECUTED := book/chapters
+
+.DEFAULT_GOAL := help
+.PHONY: help smoke train figures book test browser clean
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@echo "  Variables: PROFILE=$(PROFILE) RESULTS=$(RESULTS) TRAIN=$(TRAIN) DATA=… SEEDS=…"
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[book,test]'
+	touch $@
+
+smoke: ## train, draw and build the whole book at the smallest size, from nothing
+	$(MAKE) --no-print-directory book PROFILE=smoke RESULTS=results TRAIN=1 DATA= SEEDS=
+	@echo "Open book/_build/html/index.html; the figures are in $(EXECUTED)/figures/."
+
+train: $(READY) ## train what RESULTS lacks at PROFILE
+	$(BIN)/python -m gstlib run $(FIGURES) --profile $(PROFILE) --results $(RESULTS) $(if $(DATA),--data $(DATA)) $(if $(SEEDS),--seeds $(SEEDS))
+
+figures: $(READY) ## redraw every figure from RESULTS (TRAIN=1: train first what is missing)
+ifeq ($(TRAIN),1)
+	$(MAKE) --no-print-directory train
+endif
+	rm -rf $(EXECUTED)
+	mkdir -p $(EXECUTED)
+	set -e; for chapter in $(CHAPTERS); do \
+	  $(BIN)/papermill --no-progress-bar --log-level WARNING $$chapter $(EXECUTED)/$$(basename $$chapter) -k python3 \
+	    -p profile $(PROFILE) -p results $(RESULTS) -p output $(EXECUTED)/figures \
+	    $(if $(DATA),-p data $(DATA)) $(if $(SEEDS),-r seeds $(SEEDS)); \
+	done
+
+book: figures ## build the book from RESULTS; warnings are errors
+	rm -rf book/_build
+	$(BIN)/jupyter-book build book/ --all -W -n --keep-going --quiet
+	test -f book/_build/html/index.html
+
+test: $(READY) ## run the tests
+	$(BIN)/python -m pytest
+
+browser: $(READY) ## open every page of the built book in Chromium (build it first)
+	$(BIN)/python -m pytest -m browser tests/test_book.py
+
+clean: ## remove what the other targets made, stored results excepted
+	rm -rf book/_build $(EXECUTED) build

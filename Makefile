@@ -14,7 +14,7 @@ FIGURES  := figure1-vgg11 figure1-resnet18
 EXECUTED := book/chapters
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke train figures book test browser clean
+.PHONY: help smoke train figures book test bench browser clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -52,6 +52,10 @@ book: figures ## build the book from RESULTS; warnings are errors
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest
+
+bench: $(READY) ## measure the engine against a plain PyTorch loop (QUICK=1: in minutes)
+	mkdir -p build
+	$(BIN)/python -m gstlib bench $(if $(QUICK),--quick) --output build/bench.json
 
 browser: $(READY) ## open every page of the built book in Chromium (build it first)
 	$(BIN)/python -m pytest -m browser tests/test_book.py

@@ -1,8 +1,9 @@
-"""The command line: python -m gstlib list | run | status | verify | export | import, each with --help."""
+"""The command line: python -m gstlib list | run | status | verify | export | import | bench, each with --help."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -42,12 +43,35 @@ def _iterative_rate(spec: RunSpec) -> str:
 
 def command_list(args) -> int:
     """Every run of the figures named (all, when none is) at a profile: figure, label, seed, id, stored or not."""
-    runs = _runs(args)
     store = Store(args.results)
+    if args.campaign:
+        return _list_campaign(args, store)
+    runs = _runs(args)
     _print(pd.DataFrame([{
         "figure": figure, "label": run.label, "seed": run.spec.seed, "id": run.spec.id, "model": run.spec.model.name,
         "epochs": run.spec.optimiser.epochs, "rate": _iterative_rate(run.spec), "stored": run.spec.id in store,
     } for figure, run in runs]), args.json)
+    return 0
+
+
+def _list_campaign(args, store: Store) -> int:
+    """What the campaign lacks, in order, with the seconds each run would take alone on the device at hand."""
+    from gstlib import bench, runner, train
+    from gstlib.engine import pick_device
+
+    device = pick_device(args.device)
+    lacking = runner.campaign(store, args.data)
+    cost = {}
+    for _, run in lacking:
+        if train.shape(run.spec) not in cost:
+            cost[train.shape(run.spec)] = bench.seconds_per_run(run.spec, device)
+    frame = pd.DataFrame([{
+        "figure": stage.figure, "profile": stage.profile, "label": run.label, "seed": run.spec.seed, "id": run.spec.id,
+        "model": run.spec.model.name, "seconds": round(cost[train.shape(run.spec)], 1),
+    } for stage, run in lacking])
+    _print(frame, args.json)
+    if not args.json and len(frame):
+        print(f"{len(frame)} runs, {frame['seconds'].sum() / 3600:.1f} hours one after the other on {device} (measured on a few steps)")
     return 0
 
 
@@ -56,9 +80,11 @@ def command_run(args) -> int:
     from gstlib import runner
 
     store = Store(args.results)
-    outcome = runner.train_missing(store, _figures(args), args.profile, args.data, args.seeds, args.device,
-                                   workers=args.workers, replicas=args.replicas, time_limit=args.time_limit,
-                                   quiet=args.quiet)
+    options = {"workers": args.workers, "replicas": args.replicas, "time_limit": args.time_limit, "quiet": args.quiet}
+    if args.campaign:
+        outcome = runner.run_campaign(store, args.data, args.device, **options)
+    else:
+        outcome = runner.train_missing(store, _figures(args), args.profile, args.data, args.seeds, args.device, **options)
     print(f"{len(outcome.trained)} runs trained, {outcome.stored} were stored already, "
           f"{len(outcome.left)} left for lack of time, {len(outcome.failed)} failed; results in {store.path}")
     for run_id, why in outcome.failed.items():
@@ -121,6 +147,22 @@ def command_import(args) -> int:
     return 1 if refused else 0
 
 
+def command_bench(args) -> int:
+    """Measure steps per second against a plain PyTorch loop, what each technique gives, and what events and scores cost."""
+    from gstlib import bench
+    from gstlib.engine import pick_device
+
+    result = bench.run(pick_device(args.device), args.quick)
+    text = json.dumps(result, indent=1)
+    if args.output:
+        try:
+            Path(args.output).write_text(text + "\n")
+        except OSError as error:
+            raise InputError(f"the figures could not be written to {args.output}: {error.strerror}") from error
+    print(text if args.json else bench.table(result))
+    return 0
+
+
 def _existing(results: str) -> Store:
     if not Path(results).is_dir():
         raise InputError(f"results folder {results} does not exist; name one with --results")
@@ -147,10 +189,13 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--seeds", help="a number of seeds, a range 2-5, or a list 0,4,7; default: the profile's number")
         return sub
 
-    for name, function in (("list", command_list), ("status", command_status)):
-        add(name, function).add_argument("--json", action="store_true", help="print JSON")
-    run = add("run", command_run)
-    run.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    listing, run, status = add("list", command_list), add("run", command_run), add("status", command_status)
+    for sub in (listing, status):
+        sub.add_argument("--json", action="store_true", help="print JSON")
+    for sub in (listing, run):
+        sub.add_argument("--campaign", action="store_true",
+                         help="instead of figures at a profile: everything still missing, most valuable first")
+        sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     run.add_argument("--workers", type=int, help="processes on a CPU (default: one per core)")
     run.add_argument("--replicas", type=int, help="runs in lockstep on one GPU (default: 10, or what memory holds)")
     run.add_argument("--time-limit", type=float, metavar="MINUTES", help="begin no run that would not end in time")
@@ -158,6 +203,11 @@ def parser() -> argparse.ArgumentParser:
     for name, function in (("export", command_export), ("import", command_import)):
         add(name, function, figures=name == "export").add_argument(
             "--archive", required=True, metavar="FILE", help="the archive, a zip file")
+    measure = add("bench", command_bench, figures=False)
+    measure.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    measure.add_argument("--quick", action="store_true", help="few steps a figure; minutes instead of tens of them")
+    measure.add_argument("--json", action="store_true", help="print JSON")
+    measure.add_argument("--output", metavar="FILE", help="also write the JSON there")
     add("verify", command_verify, figures=False).add_argument("--json", action="store_true", help="print JSON")
     return top
 

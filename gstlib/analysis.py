@@ -5,6 +5,7 @@ Reads stored runs only; imports neither torch nor training.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -289,3 +290,195 @@ def _short(commit: str) -> str:
 
 def _span(days: pd.Series) -> str:
     return days.min() if days.min() == days.max() else f"{days.min()} to {days.max()}"
+
+
+def by_label(study: Study) -> pd.DataFrame:
+    """`instability` of every event, configuration by configuration: at a small profile two labels can share a run."""
+    groups = study.events.groupby("label", sort=False)
+    return pd.concat([instability(events) for _, events in groups], ignore_index=True)
+
+
+def generalization(study: Study, epoch: int = 35) -> pd.DataFrame:
+    """Figure 2's measures, a row a run: label, target, structure, decile, seed, run, gap and magnitude.
+
+    gap: test minus training accuracy after the last epoch run (the paper's
+    epoch 54); magnitude: the mean score of what the last event at or before
+    `epoch` removed, in which `epoch` counts as printed and is scaled like the
+    schedule.  An event that removed nothing has no magnitude and is passed
+    over.  Unpruned runs do not count.
+    """
+    events = _until(study, epoch).dropna(subset="mean_score") if len(study.events) else study.events
+    rows = []
+    for run in study.runs.to_dict("records"):
+        pruning = study.spec(run["label"]).pruning
+        if pruning is None:
+            continue
+        struck = events[events["run"] == run["run"]]
+        rows.append({
+            "label": run["label"], "target": pruning.target, "structure": pruning.structure,
+            "decile": int(pruning.target[1:]), "seed": run["seed"], "run": run["run"],
+            "gap": run["final_accuracy"] - run["final_train_accuracy"],
+            "magnitude": struck["mean_score"].iloc[-1] if len(struck) else float("nan"),
+        })
+    return pd.DataFrame(rows, columns=["label", "target", "structure", "decile", "seed", "run", "gap", "magnitude"])
+
+
+def decile_means(study: Study, epoch: int = 35) -> pd.DataFrame:
+    """Mean score in each tenth of the units present (claim C7), at the last event at or before `epoch` as printed.
+
+    A row a run and decile (0 … 9): label, structure, seed, run, decile, mean,
+    and `relative`, the mean over that of the fifth decile (number 4).
+    """
+    last = _until(study, epoch).sort_values("epoch").drop_duplicates(["label", "run"], keep="last")
+    long = last.melt(["label", "seed", "run"], [f"decile_{k}" for k in range(10)], "decile", "mean")
+    long["decile"] = long["decile"].str.removeprefix("decile_").astype(int)
+    long["relative"] = long["mean"] / long["run"].map(last.set_index("run")["decile_4"])
+    long["structure"] = long["label"].map({label: study.spec(label).pruning.structure for label in last["label"]})
+    return long.sort_values(["label", "seed", "decile"], ignore_index=True)
+
+
+def _until(study: Study, epoch: int) -> pd.DataFrame:
+    """Figure 2's events up to `epoch`, which counts as printed."""
+    (here,), _, _ = experiments.scaled_schedule((epoch,), (epoch,), 1, study.profile.divisor_conv4)
+    return study.events[study.events["epoch"] <= here]
+
+
+def exponential_decile_means() -> np.ndarray:
+    """Mean of each tenth of the exponential distribution with mean 1."""
+    left = 1 - np.arange(11) / 10  # the share above each decile's lower end
+    integral = np.where(left > 0, left * np.log(np.where(left > 0, left, 1)), 0) - left
+    return 10 * np.diff(integral)
+
+
+def histograms(store: Store, study: Study, last: int = 8) -> pd.DataFrame:
+    """Figure A1's rows: histograms of the `last` batch normalisations, before (epoch -1) and after training."""
+    missing = {run.spec.id for run in study.missing}
+    frames = []
+    for run in study.wanted:
+        if run.spec.id in missing:
+            continue
+        rows = store.read(run.spec.id).tables["histogram"]
+        if len(rows):
+            frames.append(rows.assign(label=run.label, seed=run.spec.seed, run=run.spec.id))
+    if not frames:
+        return pd.DataFrame()
+    rows = pd.concat(frames, ignore_index=True)
+    rows["when"] = np.where(rows["epoch"] < 0, "before", "after")
+    rows["number"] = rows["layer_index"] + 1
+    return rows[rows["layer_index"] > rows["layer_index"].max() - last].reset_index(drop=True)
+
+
+def recoveries(study: Study, label: str, seed: int) -> pd.DataFrame:
+    """The events of one run: epoch, units removed, t_pre, t_post, instability, and epochs until t_pre is reached again.
+
+    `recovery` counts from the event to the first tested epoch that ends at
+    t_pre or above; nan where none does before the next event.
+    """
+    mine = (study.events["label"] == label) & (study.events["seed"] == seed)
+    each = instability(study.events[mine])
+    removed = study.events[mine].groupby("epoch")["removed"].sum()
+    epochs = study.epochs[(study.epochs["label"] == label) & (study.epochs["seed"] == seed)]
+    tested = epochs.dropna(subset="test_accuracy")
+    rows = []
+    for number, event in enumerate(each.to_dict("records")):
+        end = each["epoch"].iloc[number + 1] if number + 1 < len(each) else np.inf
+        back = tested[(tested["epoch"] > event["epoch"]) & (tested["epoch"] <= end)
+                      & (tested["test_accuracy"] >= event["t_pre"])]
+        rows.append({"epoch": int(event["epoch"]), "removed": int(removed[event["epoch"]]), "t_pre": event["t_pre"],
+                     "t_post": event["t_post"], "instability": event["instability"],
+                     "recovery": back["epoch"].iloc[0] - event["epoch"] if len(back) else float("nan")})
+    return pd.DataFrame(rows)
+
+
+def difference(a: Iterable[float], b: Iterable[float], confidence: float = 0.95, seed: int = 0) -> Estimate:
+    """Mean of `a` minus mean of `b` with a percentile bootstrap interval, runs resampled within each; n counts both."""
+    a, b = (np.asarray(list(values), dtype=float) for values in (a, b))
+    n, value = len(a) + len(b), float(a.mean() - b.mean()) if len(a) and len(b) else float("nan")
+    if min(len(a), len(b)) < 2:
+        return Estimate(value, float("nan"), float("nan"), n)
+    rng = np.random.default_rng(seed)
+    drawn = rng.choice(a, (DRAWS, len(a))).mean(1) - rng.choice(b, (DRAWS, len(b))).mean(1)
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Estimate(value, float(low), float(high), n)
+
+
+def comparison(study: Study, pairs: Iterable[tuple[str, str]], column: str = "final_accuracy") -> str:
+    """Differences of configurations' means as a Markdown table: the first of each pair minus the second, in points."""
+    lines = ["| method | against | difference, points | 95% interval | runs |", "|---|---|---|---|---|"]
+    for pair in pairs:
+        values = [100 * study.runs.loc[study.runs["label"] == label, column].dropna() for label in pair]
+        cells = [*pair, "not run", "–", "{} and {}".format(*map(len, values))]
+        if all(len(v) for v in values):
+            found = difference(*values)
+            cells[2] = f"{found.value:+.2f}"
+            if np.isfinite(found.low):
+                cells[3] = f"{found.low:+.2f} to {found.high:+.2f}"
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def slope(table: pd.DataFrame, x: str, y: str, confidence: float = 0.95, seed: int = 0) -> tuple[Estimate, float]:
+    """Least-squares slope of `y` on `x` over runs, its interval (runs resampled within `label`), and Spearman's rho."""
+    table = table.dropna(subset=[x, y]).reset_index(drop=True)
+    if len(table) < 3 or table[x].nunique() < 2:
+        return Estimate(*[float("nan")] * 3, len(table)), float("nan")
+    rng = np.random.default_rng(seed)
+    groups = table.groupby("label").indices.values()
+    rows = np.concatenate([rng.choice(places, (DRAWS, len(places))) for places in groups], 1)
+    a, b = table[x].to_numpy(float)[rows], table[y].to_numpy(float)[rows]
+    a = a - a.mean(1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        drawn = (a * b).sum(1) / (a * a).sum(1)
+    low, high = np.nanquantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    rho = float(stats.spearmanr(table[x], table[y]).statistic) if table[y].nunique() > 1 else float("nan")
+    return Estimate(float(np.polyfit(table[x], table[y], 1)[0]), float(low), float(high), len(table)), rho
+
+
+def runs_table(study: Study) -> pd.DataFrame:
+    """The runs behind a figure, missing ones included: label, seed, id, stored or not, accuracy, provenance."""
+    missing = {run.spec.id for run in study.missing}
+    about = pd.DataFrame([{"label": run.label, "seed": run.spec.seed, "run": run.spec.id,
+                           "stored": run.spec.id not in missing} for run in study.wanted])
+    if study.runs.empty:
+        return about
+    key = ["label", "seed", "run"]
+    found = study.runs[[*key, "final_accuracy", "mean_instability"]].merge(
+        study.provenance[[*key, "data_title", "device", "finished", "commit"]], on=key)
+    return about.merge(found, how="left", on=key)
+
+
+def restrict(study: Study, labels: Iterable[str], seed: int | None = None) -> Study:
+    """The part of a study that a panel shows, so that its caption counts those runs and no others."""
+    labels = set(labels)
+
+    def chosen(frame):
+        return frame if frame.empty else frame[frame["label"].isin(labels) & (seed is None or frame["seed"] == seed)]
+
+    def listed(runs):
+        return [run for run in runs if run.label in labels and seed in (None, run.spec.seed)]
+
+    frames = {name: chosen(getattr(study, name)) for name in ("epochs", "events", "runs", "provenance")}
+    return dataclasses.replace(study, wanted=listed(study.wanted), missing=listed(study.missing), **frames)
+
+
+def rates(study: Study) -> pd.DataFrame:
+    """The pruned runs with `target`, `score` and `rate` (the iterative rate, largest over the layers), each run once.
+
+    Where two labels mean the same run at this profile, the first counts.
+    """
+    pruned = {label: pruning for label in study.labels if (pruning := study.spec(label).pruning)}
+    runs = study.runs[study.runs["label"].isin(pruned)].drop_duplicates("run") if len(study.runs) else study.runs
+    return runs.assign(
+        target=[pruned[label].target for label in runs.get("label", ())],
+        score=[pruned[label].score for label in runs.get("label", ())],
+        rate=[pruned[label].schedule.iterative_rate for label in runs.get("label", ())])
+
+
+def trend(table: pd.DataFrame, x: str, y: str, unit: str) -> str:
+    """`slope` in words: points of `y` (a share), `unit` as in "per decile", with Spearman's rho."""
+    found, rho = slope(table.assign(**{y: 100 * table[y]}), x, y)
+    if not np.isfinite(found.value):
+        return f"too few runs ({found.n}) for a trend."
+    known = found.high > found.low
+    interval = f" [{found.low:+.2f}, {found.high:+.2f}]" if known else " (too few runs for an interval)"
+    return f"{found.value:+.2f}{interval} points {unit}, Spearman's $\\rho = {rho:.2f}$ over {found.n} runs."

@@ -71,6 +71,7 @@ class Experiment(NamedTuple):
 _VGG11_LAST = ("conv5", "conv6", "conv7", "conv8")
 _RESNET18_LAST = ("stage4.0.conv1", "stage4.0.conv2", "stage4.1.conv1", "stage4.1.conv2")
 _EPOCHS, _MILESTONES = 325, (150, 300)
+_MOST_SEEDS = 10_000
 _STEPS = 391  # CIFAR-10's batches of 128 an epoch
 
 
@@ -262,6 +263,37 @@ EXPERIMENTS = {e.name: e for e in (
 )}
 
 
+class Stage(NamedTuple):
+    """A step of the campaign: so many seeds of a figure at a profile."""
+
+    figure: str
+    profile: str
+    seeds: int
+
+
+# The order in which runs are worth most: a verdict needs three runs in every
+# configuration, so each figure first gets those (Figure 1 five, on which most
+# claims rest); then the paper's own scale for Figure 1; then more seeds.
+CAMPAIGN = (
+    Stage("figure1-vgg11", "quarter", 5),
+    Stage("figure4", "quarter", 3),
+    Stage("figure5", "quarter", 3),
+    Stage("figure2", "paper", 3),
+    Stage("figure1-resnet18", "quarter", 3),
+    Stage("figure3", "quarter", 3),
+    Stage("figureA1", "quarter", 3),
+    Stage("figure1-vgg11", "paper", 10),
+    Stage("figure1-resnet18-v4", "quarter", 3),
+    Stage("figure4", "quarter", 10),
+    Stage("figure5", "quarter", 10),
+    Stage("figure1-resnet18", "paper", 10),
+    Stage("figure2", "paper", 10),
+    Stage("figure3", "paper", 3),
+    Stage("figure4", "paper", 10),
+    Stage("figure5", "paper", 10),
+)
+
+
 def profile(name: str) -> Profile:
     """The profile `name`. Raises `InputError` for one that is not there."""
     check_choice("profile", name, PROFILES)
@@ -290,11 +322,13 @@ def parse_seeds(text: str | int | Iterable[int]) -> list[int]:
             seeds = [int(part) for part in text.split(",") if part.strip()]
         elif "-" in text.strip()[1:]:
             first, last = text.split("-")
-            seeds = list(range(int(first), int(last) + 1))
+            seeds = range(int(first), int(last) + 1)
         else:
-            seeds = list(range(int(text)))
+            seeds = range(int(text))
     except ValueError as error:
         raise InputError(f"seeds {text!r} is neither a number, a range like 2-5, nor a list like 0,4,7") from error
-    if not seeds or min(seeds) < 0:
+    if not seeds or seeds[0] < 0 or isinstance(seeds, list) and min(seeds) < 0:
         raise InputError(f"seeds {text!r} names no seed; give a number from 1 on, a range like 2-5 or a list like 0,4,7")
-    return seeds
+    if len(seeds) > _MOST_SEEDS:
+        raise InputError(f"seeds {text!r} names more than {_MOST_SEEDS} seeds; give fewer")
+    return list(seeds)

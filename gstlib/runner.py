@@ -15,7 +15,7 @@ from tqdm import tqdm
 from gstlib import data, experiments, train
 from gstlib.engine import pick_device
 from gstlib.experiments import Labelled
-from gstlib.spec import InputError
+from gstlib.spec import InputError, RunSpec
 from gstlib.store import Store
 
 
@@ -62,6 +62,31 @@ def train_missing(store: Store, figures: Iterable[str], profile: str, source: st
                profile, device, **options)
 
 
+def campaign(store: Store, source: str | None = None) -> list[tuple[experiments.Stage, Labelled]]:
+    """Every run of `experiments.CAMPAIGN` that `store` lacks, each once, in the order in which it is worth most."""
+    lacking: dict[str, tuple[experiments.Stage, Labelled]] = {}
+    for stage in experiments.CAMPAIGN:
+        planned, _ = plan([stage.figure], stage.profile, source, stage.seeds)
+        for labelled in missing(store, [labelled for _, labelled in planned]):
+            lacking.setdefault(labelled.spec.id, (stage, labelled))
+    return list(lacking.values())
+
+
+def run_campaign(store: Store, source: str | None = None, device: str = "auto", time_limit: float | None = None,
+                 **options) -> Outcome:
+    """Work off `experiments.CAMPAIGN` from wherever `store` stands, stage by stage, within `time_limit` minutes."""
+    ends = None if time_limit is None else time.monotonic() + 60 * time_limit
+    total = Outcome()
+    for stage in experiments.CAMPAIGN:
+        left = None if ends is None else max(1e-9, (ends - time.monotonic()) / 60)
+        outcome = train_missing(store, [stage.figure], stage.profile, source, stage.seeds, device, time_limit=left, **options)
+        total.stored += outcome.stored
+        total.trained += outcome.trained
+        total.left += outcome.left
+        total.failed |= outcome.failed
+    return total
+
+
 def run(
     store: Store,
     runs: Iterable[Labelled],
@@ -82,8 +107,8 @@ def run(
     depend on the number of cores.  On a GPU up to `replicas` runs of one
     shape (10, when None) are trained in lockstep, fewer where memory holds
     fewer.  `source` is what `data.load` was given, for the workers to load
-    again.  With `time_limit` (minutes) nothing is begun that, judged by the
-    slowest so far, would not end in time.  KeyboardInterrupt ends the workers; what
+    again.  With `time_limit` (minutes) nothing is begun that would not end in
+    time, judged by runs of the same shape so far or by a short measurement.  KeyboardInterrupt ends the workers; what
     was finished is stored.
 
     Raises `InputError` when a specification cannot be trained, the device is
@@ -106,8 +131,8 @@ def run(
         replicas = 10 if chosen.type == "cuda" else 1
     if replicas < 1:
         raise InputError(f"replicas must be at least 1, not {replicas}")
-    workers = 1 if chosen.type == "cuda" or replicas > 1 else min(workers or _cores(), len(todo))
-    clock = _Clock(time_limit)
+    workers = 1 if chosen.type == "cuda" or replicas > 1 else min(workers or cores(), len(todo))
+    clock = _Clock(time_limit, chosen)
     show = _Display(todo, quiet)
     try:
         if workers == 1:
@@ -119,22 +144,35 @@ def run(
     return outcome
 
 
-def _cores() -> int:
+def cores() -> int:
+    """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Clock:
-    """Decides whether one more run still fits into the time limit."""
+    """Decides whether more runs still fit into the time limit: by runs of their shape so far, else by a short measurement."""
 
-    def __init__(self, minutes: float | None):
+    def __init__(self, minutes: float | None, device: torch.device):
         self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
-        self.slowest = 0.0
+        self.device = device
+        self.seconds: dict[tuple, float] = {}
 
-    def allows_one_more(self) -> bool:
-        return self.deadline is None or time.monotonic() + self.slowest < self.deadline
+    def allows(self, group: list[Labelled]) -> bool:
+        """Whether `group`, trained in lockstep from now on, would end in time."""
+        if self.deadline is None:
+            return True
+        if time.monotonic() >= self.deadline:
+            return False
+        spec = group[0].spec
+        if train.shape(spec) not in self.seconds:
+            from gstlib import bench  # which itself needs the runner
 
-    def ended(self, seconds: float) -> None:
-        self.slowest = max(self.slowest, seconds)
+            self.seconds[train.shape(spec)] = bench.seconds_per_run(spec, self.device)
+        return time.monotonic() + len(group) * self.seconds[train.shape(spec)] < self.deadline
+
+    def ended(self, spec: RunSpec, seconds: float) -> None:
+        """Learn from a run of `spec`'s shape; in company, its share of the group's time."""
+        self.seconds[train.shape(spec)] = seconds
 
 
 class _Display:
@@ -178,7 +216,7 @@ def _here(store, waiting: list[list[Labelled]], images, profile, device, clock, 
     waiting = list(waiting)
     while waiting:
         group = waiting.pop(0)
-        if not clock.allows_one_more():
+        if not clock.allows(group):
             outcome.left += [labelled.spec.id for labelled in group]
             continue
         began = time.monotonic()
@@ -205,7 +243,7 @@ def _here(store, waiting: list[list[Labelled]], images, profile, device, clock, 
         for labelled, result in zip(group, results):
             store.write(labelled.spec, result.provenance, result.tables)
             outcome.trained.append(labelled.spec.id)
-        clock.ended(time.monotonic() - began)
+        clock.ended(group[0].spec, (time.monotonic() - began) / len(group))
 
 
 def _worker(source: str, profile: str, tasks, results) -> None:
@@ -237,7 +275,7 @@ def _processes(store, todo, source, profile, workers, clock, show, outcome) -> N
         nonlocal busy
         while waiting and busy < workers:
             labelled = waiting.pop(0)
-            if clock.allows_one_more():
+            if clock.allows([labelled]):
                 tasks.put(labelled.spec)
                 busy += 1
             else:
@@ -261,7 +299,7 @@ def _processes(store, todo, source, profile, workers, clock, show, outcome) -> N
             spec = news[0]
             if kind == "done":
                 store.write(spec, news[1].provenance, news[1].tables)
-                clock.ended(news[2])
+                clock.ended(spec, news[2])
                 outcome.trained.append(spec.id)
             else:
                 outcome.failed[spec.id] = news[1]

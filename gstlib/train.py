@@ -103,7 +103,7 @@ def train_group(
         if shape(spec) != shape(specs[0]):
             raise InputError(f"runs {specs[0].id} and {spec.id} differ in data, model, precision, optimiser, batch size "
                              "or number of epochs and cannot be trained in lockstep")
-    device = torch.device(device)
+    device = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0", as tensors there name it
     with _one_thread() if device.type == "cpu" else nullcontext():
         return _Group(specs, images, device, progress, profile).train()
 

@@ -1,0 +1,369 @@
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gstlib import experiments, runner, train
+from gstlib.__main__ import main
+from gstlib.experiments import Experiment, Labelled, Profile
+from gstlib.spec import InputError, ModelSpec, OptimiserSpec, PruningSpec, RunSpec
+from gstlib.store import Store
+
+LABELS = ["none", "S r=4", "S r=40", "L r=40", "S r=4 l2"]
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tiny():
+    """A profile whose runs take a fifth of a second: two epochs of 64 digits, in which r = 4 and r = 40 are one run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(experiments.PROFILES, "tiny", Profile(
+            "tiny", "tiny", "digits", divisor=160, divisor_conv4=30, width=1 / 16, train_size=64, test_size=40,
+            test_every=1, seeds=1, precision="float32", channels_last=False, batch_size=32))
+        yield
+
+
+@pytest.fixture
+def results(tmp_path) -> Path:
+    return tmp_path / "results"
+
+
+def run(results: Path, *arguments: str) -> int:
+    return main(["run", "figure1-vgg11", "--profile", "tiny", "--results", str(results), "--device", "cpu",
+                 "--workers", "1", "--quiet", *arguments])
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("trained") / "results"
+    assert run(place) == 0
+    return place
+
+
+@pytest.fixture
+def filled(trained, results, capsys) -> Store:
+    shutil.copytree(trained, results)
+    capsys.readouterr()
+    return Store(results)
+
+
+def no_training(monkeypatch) -> None:
+    for name in ("train", "train_group"):
+        monkeypatch.setattr(train, name, lambda *_, **__: pytest.fail("trained"))
+
+
+def trial(monkeypatch, *specs: RunSpec) -> None:
+    """An experiment named trial that consists of these runs, on the data that is there."""
+    def runs(profile, data, seeds):
+        return [Labelled(f"run {n}", dataclasses.replace(spec, data=data)) for n, spec in enumerate(specs)]
+
+    monkeypatch.setitem(experiments.EXPERIMENTS, "trial", Experiment("trial", "trial", (), runs))
+
+
+def printed(capsys):
+    return json.loads(capsys.readouterr().out)
+
+
+def test_run_trains_and_stores_what_is_missing(results, capsys):
+    assert run(results) == 0
+    out = capsys.readouterr().out
+    assert "4 runs trained, 0 were stored already, 0 left for lack of time, 0 failed" in out and str(results) in out
+    store = Store(results)
+    runs = [store.read(run_id) for run_id in store.ids()]
+    assert len(runs) == 4 and {len(r.tables["epoch"]) for r in runs} == {2}
+    assert sorted(len(r.tables["event"]) for r in runs) == [0, 5, 5, 5]
+    assert {r.provenance["profile"] for r in runs} == {"tiny"} and {r.spec.model.name for r in runs} == {"vgg11"}
+
+
+def test_a_second_run_trains_nothing(filled, results, capsys, monkeypatch):
+    before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in results.rglob("*.parquet")}
+    no_training(monkeypatch)
+    assert run(results) == 0
+    assert "0 runs trained, 4 were stored already" in capsys.readouterr().out
+    assert before == {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in results.rglob("*.parquet")}
+
+
+def test_only_what_is_missing_is_trained(filled, results, capsys):
+    gone = filled.ids()[2]
+    filled.file(gone).unlink()
+    assert run(results, "--seeds", "2") == 0
+    assert "5 runs trained, 3 were stored already" in capsys.readouterr().out
+    assert gone in filled and len(filled.ids()) == 8
+
+
+def test_figures_share_their_runs(filled, results, capsys):
+    assert main(["status", "figureA2", "--profile", "tiny", "--results", str(results), "--json"]) == 0
+    assert [row["missing"] for row in printed(capsys)] == [0] * 5
+
+
+def test_list_names_every_run(results, capsys):
+    command = ["list", "figure1-vgg11", "figure3", "--profile", "tiny", "--seeds", "0,7", "--results", str(results)]
+    assert main([*command, "--json"]) == 0
+    rows = printed(capsys)
+    assert len(rows) == 2 * (5 + 7) and not any(row["stored"] for row in rows)
+    assert {row["seed"] for row in rows} == {0, 7} and {row["figure"] for row in rows} == {"figure1-vgg11", "figure3"}
+    assert [row["label"] for row in rows[:5]] == LABELS
+    assert all(len(row["id"]) == 16 for row in rows) and {row["epochs"] for row in rows} == {2}
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert all(row["id"] in text for row in rows) and len(text.splitlines()) == 25
+    assert not results.exists()
+
+
+def test_list_takes_all_figures_when_none_is_named(results, capsys):
+    counts = []
+    for names in ([], ["all"]):
+        command = ["list", *names, "--profile", "paper", "--data", "digits", "--results", str(results), "--json"]
+        assert main(command) == 0
+        counts.append(len(printed(capsys)))
+    assert counts[0] == counts[1] == 10 * (5 + 4 + 7 + 22 + 7 + 31 + 10 + 1 + 5)
+
+
+def test_list_prints_the_rates_of_the_paper(results, capsys):
+    main(["list", "figure4", "--profile", "paper", "--data", "digits", "--seeds", "1", "--results", str(results),
+          "--json"])
+    rates = {row["label"]: row["rate"] for row in printed(capsys)}
+    assert (rates["none"], rates["S r=4"], rates["L r=40"], rates["R r=60"], rates["S r=100 l2"]) == (
+        "", "1.3%", "12.9%", "18.0%", "30.0%")
+
+
+def test_status_counts_stored_and_missing(filled, results, capsys):
+    filled.file(next(i for i in filled.ids() if filled.read(i).spec.pruning is None)).unlink()
+    command = ["status", "figure1-vgg11", "--profile", "tiny", "--results", str(results)]
+    assert main([*command, "--seeds", "3", "--json"]) == 0
+    rows = printed(capsys)
+    assert [row["label"] for row in rows] == LABELS and all(row["wanted"] == 3 for row in rows)
+    assert sum(row["stored"] for row in rows) == 4 and sum(row["missing"] for row in rows) == 11
+    assert main(command) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 6
+
+
+def test_verify_reads_every_run(filled, results, capsys):
+    assert main(["verify", "--results", str(results), "--json"]) == 0
+    rows = printed(capsys)
+    assert [row["id"] for row in rows] == filled.ids() and all(row["ok"] and row["problem"] == "" for row in rows)
+    assert {(row["model"], row["profile"], row["epochs"]) for row in rows} == {("vgg11", "tiny", 2)}
+    assert main(["verify", "--results", str(results)]) == 0
+    assert "4 runs are as they were written, 0 are not" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "other name", "foreign"])
+def test_verify_names_what_is_damaged(filled, results, capsys, damage):
+    place = filled.file(filled.ids()[1])
+    name = place.stem
+    if damage == "cut":
+        place.write_bytes(place.read_bytes()[:-100])
+    elif damage == "text":
+        place.write_text("nonsense")
+    elif damage == "other name":
+        place.write_bytes(filled.file(filled.ids()[0]).read_bytes())
+    else:
+        name = "notes"
+        place.with_name("notes.parquet").write_bytes(place.read_bytes())
+    assert main(["verify", "--results", str(results), "--json"]) == 1
+    bad = [row for row in printed(capsys) if not row["ok"]]
+    assert [row["id"] for row in bad] == [name] and bad[0]["problem"]
+    assert main(["verify", "--results", str(results)]) == 1
+    assert "1 are not" in capsys.readouterr().out
+
+
+def test_verify_of_an_empty_folder(tmp_path, capsys):
+    assert main(["verify", "--results", str(tmp_path)]) == 0
+    assert "0 runs are as they were written, 0 are not" in capsys.readouterr().out
+
+
+def test_verify_finds_missing_epochs(filled, results, capsys):
+    stored = filled.read(filled.ids()[0])
+    rows = stored.tables["epoch"].to_dict("records")[:1]
+    filled.write(stored.spec, stored.provenance, {"epoch": rows})
+    assert main(["verify", "--results", str(results), "--json"]) == 1
+    assert [row["problem"] for row in printed(capsys) if not row["ok"]] == ["1 epoch rows of 2"]
+
+
+def test_runs_travel_in_an_archive(filled, results, tmp_path, capsys):
+    archive, other = str(tmp_path / "runs.zip"), tmp_path / "other"
+    assert main(["export", "--archive", archive, "--results", str(results)]) == 0
+    assert main(["import", "--archive", archive, "--results", str(other)]) == 0
+    assert "4 runs added" in capsys.readouterr().out and Store(other).ids() == filled.ids()
+    assert main(["import", "--archive", archive, "--results", str(other)]) == 0
+    assert "0 runs added" in (out := capsys.readouterr().out) and "4 were there already" in out
+
+
+BAD = {
+    "figure": ["run", "figure9"],
+    "figure of list": ["list", "figure1"],
+    "figure of status": ["status", "figure1-vgg11", "all"],
+    "profile": ["run", "--profile", "huge"],
+    "profile of list": ["list", "--profile", ""],
+    "data": ["run", "--data", "mnist"],
+    "data folder": ["run", "--data", "./nowhere/at/all"],
+    "data file": ["list", "--data", __file__],
+    "seeds": ["run", "--seeds", "many"],
+    "no seeds": ["run", "--seeds", "0"],
+    "negative seeds": ["run", "--seeds", "-3"],
+    "backward seeds": ["status", "--seeds", "5-2"],
+    "seeds too large": ["list", "--seeds", "2147483648,0"],
+    "astronomical number of seeds": ["list", "--seeds", "1000000000000000"],
+    "workers": ["run", "--workers", "0"],
+    "negative workers": ["run", "--workers", "-1"],
+    "replicas": ["run", "--replicas", "0"],
+    "time limit": ["run", "--time-limit", "-1"],
+    "no time": ["run", "--time-limit", "0"],
+    "time that is no number": ["run", "--time-limit", "nan"],
+    "device": ["run", "--device", "gpu"],
+    "verify": ["verify"],
+    "import": ["import", "--archive", "nowhere.zip"],
+    "export": ["export", "--archive", "runs.zip"],
+}
+
+
+@pytest.mark.parametrize("arguments", BAD.values(), ids=BAD)
+def test_bad_input_is_told_in_one_line_and_nothing_is_written(arguments, results, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    no_training(monkeypatch)
+    given = [*arguments, "--results", str(results)]
+    if "--profile" not in given and given[0] not in ("verify", "import"):
+        given += ["--profile", "tiny"]
+    assert main(given) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("gstlib: ") and err.count("\n") == 1 and err.endswith("\n") and len(err) < 600
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_a_gpu_that_is_not_there_is_told(device, results, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert run(results, "--device", device) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and "--device cpu" in err and not results.exists()
+
+
+def test_a_results_folder_that_cannot_be_written_is_told_before_training(tmp_path, capsys, monkeypatch):
+    no_training(monkeypatch)
+    (tmp_path / "file").write_text("kept")
+    for place in (tmp_path / "file", tmp_path / "file" / "results"):
+        assert run(place) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1 and str(place) in err
+    assert (tmp_path / "file").read_text() == "kept" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("command", ["list", "status", "verify"])
+def test_a_results_folder_that_is_a_file_is_told(command, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    arguments = [] if command == "verify" else ["figure1-vgg11", "--profile", "tiny"]
+    assert main([command, *arguments, "--results", str(tmp_path / "file")]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and str(tmp_path / "file") in err
+
+
+def test_a_run_that_cannot_be_trained_stops_all_before_any_is(results, tiny_spec, capsys, monkeypatch):
+    no_training(monkeypatch)
+    trial(monkeypatch, tiny_spec(), tiny_spec(model=ModelSpec("conv4", 1 / 8),
+                                              pruning=PruningSpec(("fc1",), (0,), (0,), (0.5,), 1)))
+    assert main(["run", "trial", "--profile", "tiny", "--results", str(results), "--device", "cpu"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "fc1" in err and not results.exists()
+
+
+def test_a_failing_run_does_not_stop_the_others(results, tiny_spec, capsys, monkeypatch):
+    bad = tiny_spec(optimiser=OptimiserSpec("sgd", lr=1e30, epochs=2, batch_size=32))
+    trial(monkeypatch, tiny_spec(), bad, tiny_spec(seed=1))
+    command = ["run", "trial", "--profile", "tiny", "--results", str(results), "--device", "cpu", "--workers", "1",
+               "--quiet"]
+    assert main(command) == 1
+    out, err = capsys.readouterr()
+    assert "2 runs trained" in out and "1 failed" in out and err.count("\n") == 1 and "no longer finite" in err
+    assert len(Store(results).ids()) == 2
+
+
+def test_an_interrupted_run_keeps_what_is_finished_and_goes_on(results, capsys, monkeypatch):
+    written, write = [], Store.write
+
+    def interrupted(self, spec, *rest):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(spec.id)
+        return write(self, spec, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write", interrupted)
+        assert run(results) == 130
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "interrupted" in err and Store(results).ids() == sorted(written)
+    assert run(results) == 0
+    assert "2 runs trained, 2 were stored already" in capsys.readouterr().out
+
+
+def test_the_results_folder_may_come_from_the_environment(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("GSTLIB_RESULTS", str(tmp_path / "elsewhere"))
+    assert main(["verify"]) == 2
+    assert "elsewhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["train"], ["run", "--speed", "9"], ["run", "--workers", "two"]])
+def test_what_the_parser_refuses_exits_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2 and "usage" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["list", "run", "status", "verify"])
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    out = capsys.readouterr().out
+    assert caught.value.code == 0 and "--results" in out and len(out.splitlines()) > 4
+
+
+@pytest.mark.parametrize("options", [{"workers": 0}, {"workers": -1}, {"time_limit": 0}, {"time_limit": -2.0}])
+def test_the_runner_refuses_what_the_command_line_does(options, results, digits, tiny_spec):
+    with pytest.raises(InputError):
+        runner.run(Store(results), [Labelled("none", tiny_spec())], digits, "digits", "tiny", "cpu", **options)
+    assert not results.exists()
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_the_module_runs(tmp_path):
+    done = python("-m", "gstlib", "list", "figure1-vgg11", "--seeds", "1", "--results", str(tmp_path / "r"), "--json")
+    assert done.returncode == 0 and done.stderr == "" and [row["label"] for row in json.loads(done.stdout)] == LABELS
+
+
+def test_the_module_refuses_in_one_line(tmp_path):
+    done = python("-m", "gstlib", "verify", "--results", str(tmp_path / "nowhere"))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1) and "nowhere" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("module", ["gstlib", "gstlib.store", "gstlib.spec", "gstlib.experiments", "gstlib.__main__"])
+def test_reading_imports_no_torch(module):
+    code = f"import sys, {module}; print([m for m in ('torch', 'torchvision', 'sklearn') if m in sys.modules])"
+    done = python("-c", code)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+
+
+def test_verifying_imports_no_torch(filled, results):
+    code = ("import sys; from gstlib.__main__ import main; code = main(['verify', '--results', sys.argv[1]]); "
+            "print('torch' in sys.modules, code)")
+    done = python("-c", code, str(results))
+    assert done.stdout.splitlines()[-1] == "False 0" and "4 runs are as they were written" in done.stdout
+
+
+def test_a_closed_pipe_is_no_error(filled, results):
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = subprocess.Popen([sys.executable, "-m", "gstlib", "verify", "--results", str(results)], cwd=ROOT,
+                               stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    _, err = process.communicate(timeout=120)
+    assert err == "" and process.returncode in (0, 141)

@@ -1,0 +1,196 @@
+import functools
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from gstlib import analysis, experiments, figures
+from gstlib.store import Store
+
+from made_up import ABOUT, DATA, SMOKE
+
+SHIFT = {"S": 0.0, "R": 0.1, "L": 0.2}
+
+
+def effect(spec) -> float:
+    """The made-up effect of a configuration: on the final accuracy, and the fall at its events."""
+    p = spec.pruning
+    if p is None:
+        return 0.0
+    base = 0.01 * int(p.target[1:]) if p.target[0] == "D" else SHIFT[p.target]
+    return base + 0.1 * p.schedule.iterative_rate + 0.01 * (p.score == "l2") + 0.02 * (p.effect == "zero")
+
+
+def stock(path, *names, seeds=2, but=()):
+    """A store with made-up runs of the experiments `names` but for some configurations; nothing was trained."""
+    store = Store(path)
+    for name in names:
+        for label, spec in experiments.experiment(name).runs(SMOKE, DATA, range(seeds)):
+            if label in but or spec.id in store:
+                continue
+            last, fall = spec.optimiser.epochs - 1, effect(spec)
+            epochs = [{"epoch": e, "lr": 1e-3, "train_loss": 0.1, "train_accuracy": 0.9, "test_loss": 1.0,
+                       "test_accuracy": 0.5 + (0.1 + fall + 0.002 * spec.seed) * (e == last),
+                       "test_accuracy_clean": 0.55, "parameters": 100, "seconds": 1.0} for e in range(last + 1)]
+            events, bars = [], []
+            if p := spec.pruning:
+                deciles = {f"decile_{k}": (1.0 + k) * (1 if p.structure == "weight" else 0.1) for k in range(10)}
+                events = [{"epoch": e, "layer": layer, "units": 64, "removed": 1, "removed_total": 1, "t_pre": 0.5,
+                           "t_post": 0.5 - fall - 0.001 * spec.seed, **deciles,
+                           "mean_score": 100.0 * int(p.target[1:] or 0) + e}
+                          for e in range(last + 1) for i, layer in enumerate(p.layers)
+                          if e in p.schedule.event_epochs(i)]
+            if spec.measures:
+                bars = [{"epoch": when, "layer": f"bn{n}", "layer_index": n, "ks": 0.01 * n + 0.1 * (when > 0),
+                         "left": left, "right": left + 1, "count": 10 + n}
+                        for when in (-1, last) for n in range(16) for left in range(-5, 5)]
+            store.write(spec, ABOUT, {"epoch": epochs, "event": events, "histogram": bars})
+    return store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return stock(tmp_path_factory.mktemp("made-up") / "results",
+                 "figure1-vgg11", "figure2", "figure3", "figure4", "figure5", "figureA1")
+
+
+@pytest.fixture(scope="module")
+def study(store):
+    return functools.cache(lambda name: analysis.study(store, name, "smoke"))
+
+
+def legend(figure):
+    return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+
+
+def test_gap_by_decile_draws_every_target_where_it_belongs(study):
+    whole = study("figure2")
+    for structure in ("weight", "filter"):
+        ax = figures.gap_by_decile(whole, structure).axes[0]
+        assert [tick.get_text() for tick in ax.get_xticklabels()] == [f"D{k}" for k in range(11)]
+        means = {round(float(x)): float(y) for line in ax.get_lines() if line.get_marker() == "D"
+                 for x, y in zip(line.get_xdata(), line.get_ydata()) if np.isfinite(y)}
+        rows = analysis.generalization(whole)
+        expected = rows[rows["structure"] == structure].groupby("decile")["gap"].mean()
+        assert means == {k: pytest.approx(expected[k]) for k in range(11)}
+        assert expected[7] - expected[0] == pytest.approx(0.07)
+    weights, neurons = (figures.gap_by_decile(whole, structure).axes[0] for structure in ("weight", "filter"))
+    assert weights.get_ylim() == neurons.get_ylim()
+
+
+def test_gap_by_magnitude_takes_the_last_event_by_epoch_35(study):
+    ax = figures.gap_by_magnitude(study("figure2"), "weight").axes[0]
+    drawn = {text.get_text(): text.xy for text in ax.texts}
+    # epoch 35 is 9 at a quarter of the length, and there is an event at 9
+    assert drawn["D3"] == (309.0, pytest.approx(0.1 + 0.5 + 0.03 + 0.001 - 0.9, abs=0.01)) and len(drawn) == 11
+
+
+def test_magnitude_deciles_against_the_fifth_and_the_exponential(study):
+    lines = {line.get_label(): line for line in figures.magnitude_deciles(study("figure2")).axes[0].get_lines()}
+    for name in ("single weights", "neurons (l2 norm)"):
+        assert lines[name].get_ydata() == pytest.approx((1 + np.arange(10)) / 5)
+    drawn = np.sort(np.random.default_rng(0).exponential(size=10**6)).reshape(10, -1).mean(1)
+    exponential = analysis.exponential_decile_means()
+    assert exponential == pytest.approx(drawn, rel=0.01) and exponential.mean() == pytest.approx(1)
+    assert lines["exponential distribution"].get_ydata() == pytest.approx(exponential / exponential[4])
+
+
+def test_figure3_tells_structured_from_unstructured(study):
+    whole = study("figure3")
+    figure = figures.accuracy_by_epoch(whole, whole.labels, 80)
+    assert legend(figure) == ["no pruning", "prune L, E[BN], 6%", "prune L, E[BN], 13%", "prune L, E[BN], one shot",
+                              "prune L, weights, 6%", "prune L, weights, 13%", "prune L, weights, one shot"]
+    dashed = {line.get_label() for line in figure.axes[0].get_lines() if line.is_dashed()}
+    assert dashed == {name for name in legend(figure) if "weights" in name}
+
+
+@pytest.mark.parametrize("column", ["mean_instability", "final_accuracy"])
+def test_figure4_draws_means_by_rate(study, column):
+    whole = study("figure4")
+    figure = figures.by_rate(whole, column)
+    lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
+    runs = analysis.rates(whole)
+    for target in "SRL":
+        for score, name in (("ebn", "E[BN]"), ("l2", "l2")):
+            part = runs[(runs["target"] == target) & (runs["score"] == score)].groupby("rate")[column].mean()
+            line = lines[f"prune {target}, {name}"]
+            assert line.get_xdata() == pytest.approx(part.index) and line.get_ydata() == pytest.approx(part)
+            assert line.is_dashed() == (score == "l2")
+    assert ("no pruning" in lines) == (column == "final_accuracy")
+
+
+def test_figure5_draws_a_run_once_and_says_what_its_batches_became(study):
+    whole = study("figure5")
+    labels = ["none", "L l2 weights", *(f"zeroing {k}" for k in (0, 50, 1105, 1500))]
+    assert legend(figures.accuracy_by_epoch(whole, labels)) == [
+        "no pruning", "prune L, l2, 13%", "zeroing 0", "zeroing 50 (1 here)", "zeroing 1500 (2 here)"]
+    clean = figures.traces(whole, "test_accuracy_clean")
+    assert set(clean["accuracy"]) == {0.55} and not (clean["epoch"] % 1).any()
+
+
+def test_falls_are_drawn_for_both_labels_of_a_shared_run(study):
+    traces = figures.traces(study("figure5"))
+    counts = traces[traces["epoch"] % 1 > 0].groupby("label").size()
+    assert counts["zeroing 50"] == counts["zeroing 1105"] > 0
+
+
+def test_figure_a2_draws_every_method(study):
+    figure = figures.instability_by_epoch(study("figureA2"))
+    lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
+    assert "prune S, l2, 6%" in lines and "no pruning" not in lines
+    assert lines["prune L, E[BN], 13%"].get_ydata() == pytest.approx(0.2 + 0.1 * 0.9 / 7 + 0.0005)
+
+
+def test_figure_a1_is_of_the_last_eight_layers(store, study):
+    rows = analysis.histograms(store, study("figureA1"))
+    figure = figures.activation_histograms(rows)
+    titles = [ax.get_title(loc="left") for ax in figure.axes]
+    assert titles[:2] == ["conv 9: KS 0.08 → 0.18", "conv 10: KS 0.09 → 0.19"]
+    assert len(figure.axes) == 8
+    lines = {line.get_label(): line for line in figures.distance_by_layer(rows).axes[0].get_lines()}
+    assert lines["after training"].get_xdata().tolist() == list(range(9, 17))
+    assert lines["before training"].get_ydata() == pytest.approx(0.01 * np.arange(8, 16))
+
+
+def test_one_run_and_its_recoveries(study):
+    whole = study("figure1-vgg11")
+    run = analysis.restrict(whole, ["L r=40"], 1)
+    assert len(run.runs) == 1 and set(run.events["seed"]) == {1} and [r.spec.seed for r in run.wanted] == [1]
+    events = analysis.recoveries(run, "L r=40", 1)
+    assert len(events) == 7 and events["removed"].max() == 4
+    assert (events["recovery"] == 1).all(), "made-up accuracy is back at the next epoch"
+    line = {line.get_label(): line for line in figures.single_run(run, "L r=40", 1).axes[0].get_lines()}["test"]
+    assert line.get_ydata().min() == pytest.approx(events["t_post"].min())
+
+
+def test_what_is_missing_is_left_out_and_named(tmp_path):
+    store = stock(tmp_path / "results", "figure4", seeds=1, but=("R r=40", "R r=40 l2"))
+    study = analysis.study(store, "figure4", "smoke", seeds=1)
+    lines = {line.get_label(): line for line in figures.by_rate(study, "final_accuracy").axes[0].get_lines()}
+    assert len(lines["prune R, l2"].get_xdata()) == len(lines["prune S, l2"].get_xdata()) - 1
+    assert "Missing: 2 of 31 runs (R r=40: seed 0; R r=40 l2: seed 0)" in analysis.caption(study)
+
+
+@pytest.mark.parametrize("figure", ["figure1-vgg11", "figure5", "figure3", "figure4"])
+def test_methods_of_a_figure_have_colours_of_their_own(figure):
+    runs = experiments.experiment(figure).runs(experiments.profile("paper"), DATA, [0])
+    if figure == "figure4":  # a line there is a target and a score
+        labels = ["none", "S", "R", "L", "S l2"]
+    else:
+        labels = [run.label for run in runs if not run.label.endswith("weight")]
+    assert len({figures.method_colour(label) for label in labels}) == len(labels)
+
+
+def test_differences_and_slopes():
+    found = analysis.difference([0.3, 0.4, 0.5], [0.1, 0.2, 0.3])
+    assert found.value == pytest.approx(0.2) and found.low < 0.2 < found.high and found.n == 6
+    assert np.isnan(analysis.difference([0.3], [0.1, 0.2]).low)
+    table = pd.DataFrame({"label": list("aabbcc"), "x": [1, 1, 2, 2, 3, 3], "y": [1.0, 1.2, 2.0, 2.2, 3.0, 3.2]})
+    estimate, rho = analysis.slope(table, "x", "y")
+    assert estimate.value == pytest.approx(1) and 0.8 < estimate.low <= 1 <= estimate.high < 1.2 and rho > 0.9
+    assert np.isnan(analysis.slope(table.head(2), "x", "y")[0].value)
+
+
+def test_comparison_says_what_was_not_run(study):
+    text = analysis.comparison(study("figure5"), [("zeroing 50", "none"), ("zeroing 50", "zeroing 7")])
+    assert "| zeroing 50 | none | +" in text and "| zeroing 50 | zeroing 7 | not run | – | 2 and 0 |" in text

@@ -1,0 +1,104 @@
+import dataclasses
+
+import pytest
+import torch
+
+from gstlib import bench, experiments, runner, train
+from gstlib.experiments import Labelled
+from gstlib.spec import InputError, OptimiserSpec, PruningSpec
+from gstlib.store import Store
+
+
+@pytest.fixture
+def runs(tiny_spec):
+    return [Labelled("none", tiny_spec(seed=seed)) for seed in range(5)]
+
+
+def run(store, runs, digits, **options):
+    return runner.run(store, runs, digits, "digits", "smoke", "cpu", quiet=True, **options)
+
+
+def test_trains_what_is_missing_and_nothing_twice(tmp_path, digits, runs):
+    store = Store(tmp_path / "results")
+    first = run(store, runs[:2] + runs[:1], digits, workers=1)
+    assert first.trained == [r.spec.id for r in runs[:2]] and first.stored == 0
+    second = run(store, runs[:3], digits, workers=1)
+    assert second.trained == [runs[2].spec.id] and second.stored == 2
+
+
+def test_worker_processes_give_the_same_rows(tmp_path, digits, runs):
+    here, there = Store(tmp_path / "here"), Store(tmp_path / "there")
+    run(here, runs[:2], digits, workers=1)
+    run(there, runs[:2], digits, workers=2)
+    for labelled in runs[:2]:
+        a, b = (s.read(labelled.spec.id).tables["epoch"].drop(columns="seconds") for s in (here, there))
+        assert a.equals(b)
+
+
+def test_groups_hold_one_shape_and_no_more_than_asked(tiny_spec):
+    other = tiny_spec(optimiser=OptimiserSpec(epochs=3, batch_size=32))
+    mixed = [Labelled("a", tiny_spec(seed=s)) for s in range(3)] + [Labelled("b", other)]
+    sizes = [[r.label for r in group] for group in runner.groups(mixed[::-1], 2)]
+    assert sorted(sizes) == [["a"], ["a", "a"], ["b"]]
+
+
+def test_more_replicas_than_memory_holds_goes_on_with_fewer(tmp_path, digits, runs, monkeypatch):
+    real, tried = train.train_group, []
+
+    def small_memory(specs, *rest):
+        tried.append(len(specs))
+        if len(specs) > 2:
+            raise torch.OutOfMemoryError("made up")
+        return real(specs, *rest)
+
+    monkeypatch.setattr(train, "train_group", small_memory)
+    store = Store(tmp_path)
+    outcome = run(store, runs, digits, replicas=5)
+    assert tried == [5, 2, 2, 1]
+    assert sorted(outcome.trained) == sorted(r.spec.id for r in runs) == store.ids()
+
+
+def test_memory_for_not_even_one_run_is_said(tmp_path, digits, runs, monkeypatch):
+    def no_memory(*_):
+        raise torch.OutOfMemoryError("made up")
+
+    monkeypatch.setattr(train, "train_group", no_memory)
+    with pytest.raises(InputError, match="does not fit into the memory"):
+        run(Store(tmp_path), runs[:3], digits, replicas=3)
+
+
+def test_one_diverging_run_does_not_take_its_company_along(tmp_path, digits, tiny_spec):
+    # a rate no float32 survives
+    bad = Labelled("bad", tiny_spec(optimiser=OptimiserSpec(lr=1e30, epochs=2, batch_size=32, milestones=(1,))))
+    good = Labelled("good", tiny_spec(optimiser=OptimiserSpec(epochs=2, batch_size=32, milestones=(1,))))
+    store = Store(tmp_path)
+    outcome = run(store, [bad, good], digits, replicas=2)
+    assert outcome.trained == [good.spec.id] == store.ids()
+    assert list(outcome.failed) == [bad.spec.id] and "no longer finite" in outcome.failed[bad.spec.id]
+
+
+def test_time_limit_begins_nothing_that_cannot_end(tmp_path, digits, runs, monkeypatch):
+    monkeypatch.setattr(bench, "seconds_per_run", lambda spec, device: 3600.0)
+    outcome = run(Store(tmp_path), runs[:2], digits, workers=1, time_limit=5)
+    assert not outcome.trained and outcome.left == [r.spec.id for r in runs[:2]]
+
+
+def test_a_specification_that_cannot_be_trained_is_refused_before_anything_is(tmp_path, digits, runs, tiny_spec):
+    wrong = Labelled("wrong", tiny_spec(pruning=PruningSpec(("conv99",), (0,), (1,), (0.5,), 1)))
+    with pytest.raises(InputError, match="conv99"):
+        run(Store(tmp_path / "results"), [*runs, wrong], digits)
+    assert not (tmp_path / "results").exists()
+
+
+def test_campaign_lists_each_missing_run_once_in_order_of_worth(tmp_path, monkeypatch):
+    monkeypatch.setenv("GSTLIB_DATA", str(tmp_path))
+    lacking = runner.campaign(Store(tmp_path), "digits")
+    ids = [labelled.spec.id for _, labelled in lacking]
+    assert len(ids) == len(set(ids))
+    stages = list(dict.fromkeys(stage for stage, _ in lacking))
+    assert stages[0] == experiments.Stage("figure1-vgg11", "quarter", 5)
+    assert stages == [stage for stage in experiments.CAMPAIGN if stage in stages]
+    first = [labelled for stage, labelled in lacking if stage == stages[0]]
+    assert len(first) == 25
+    assert {dataclasses.replace(labelled.spec, seed=0).id for labelled in first} == {
+        r.spec.id for r in experiments.figure1_vgg11(experiments.profile("quarter"), first[0].spec.data, [0])}

@@ -133,7 +133,8 @@ def instability(events: pd.DataFrame) -> pd.DataFrame:
     Adds `instability`, and `relative_instability` = (t_pre - t_post) / t_pre,
     the form of the paper's final version.  Both as shares (0 … 1).
     """
-    keys = ["run", "epoch"] if "run" in events else ["epoch"]
+    # the label counts too: two configurations that come to the same run at a small profile each have their events
+    keys = [key for key in ("label", "run", "epoch") if key in events]
     each = events.drop_duplicates(keys).reset_index(drop=True)
     drop = each["t_pre"] - each["t_post"]
     return each.assign(instability=drop.abs(), relative_instability=drop / each["t_pre"])
@@ -235,7 +236,7 @@ def markdown_table(study: Study) -> str:
     lines = ["| method | runs | events | final accuracy, % | best after the last event, % | mean instability, points |",
              "|---|---|---|---|---|---|"]
     for row in table(study).to_dict("records"):
-        cells = [row["label"], str(row["runs"]), f"{row.get('events', 0):.0f}"]
+        cells = [row["label"], str(row["runs"]), f"{row['events']:.0f}" if row["runs"] else "–"]
         for column in ("final_accuracy", "best_accuracy", "mean_instability"):
             value = row.get(column, float("nan"))
             interval = f" [{row[column + '_low']:.1f}, {row[column + '_high']:.1f}]" if row["runs"] > 1 else ""
@@ -290,12 +291,6 @@ def _short(commit: str) -> str:
 
 def _span(days: pd.Series) -> str:
     return days.min() if days.min() == days.max() else f"{days.min()} to {days.max()}"
-
-
-def by_label(study: Study) -> pd.DataFrame:
-    """`instability` of every event, configuration by configuration: at a small profile two labels can share a run."""
-    groups = study.events.groupby("label", sort=False)
-    return pd.concat([instability(events) for _, events in groups], ignore_index=True)
 
 
 def generalization(study: Study, epoch: int = 35) -> pd.DataFrame:

@@ -40,6 +40,7 @@ class _SmallMapConvolution(torch.autograd.Function):
         return y.view(n, h, w, -1).permute(0, 3, 1, 2)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable  # what was saved has no graph: a second derivative would be wrong
     def backward(ctx, grad):
         columns, kernel = ctx.saved_tensors
         n, c, h, w = ctx.shape
@@ -59,7 +60,7 @@ class Conv2d(nn.Conv2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (n, c, h, w) -> (n, out, h', w'), as `torch.nn.Conv2d`."""
         small = (
-            x.device.type == "cpu" and torch.is_grad_enabled() and x.shape[-2] * x.shape[-1] <= _SMALL
+            x.dim() == 4 and x.device.type == "cpu" and torch.is_grad_enabled() and x.shape[-2] * x.shape[-1] <= _SMALL
             and self.kernel_size == (3, 3) and self.stride == (1, 1) and self.padding == (1, 1)
             and self.dilation == (1, 1) and self.groups == 1 and self.padding_mode == "zeros"
         )

@@ -13,9 +13,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import lzma
 import os
 import tarfile
 import tempfile
+import zipfile
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -193,15 +196,19 @@ def _folder(path: Path) -> Images:
     cached = home / f"images-{key[:32]}.npz"
     title = f"images from {path.name}"
     if cached.exists():
-        with np.load(cached) as arrays:
-            return _images(*(arrays[k] for k in ("train_x", "train_y", "test_x", "test_y")), "cifar10-folder", title)
+        try:
+            with np.load(cached) as arrays:
+                parts = [arrays[k] for k in ("train_x", "train_y", "test_x", "test_y")]
+            return _images(*parts, "cifar10-folder", title)
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
+            tqdm.write(f"cached images in {cached} are damaged; decoding anew")
     if path.is_file():
         with tempfile.TemporaryDirectory() as folder:
-            with tarfile.open(path) as archive:
-                try:
+            try:
+                with tarfile.open(path) as archive:
                     archive.extractall(folder, filter="data")
-                except tarfile.TarError as error:
-                    raise InputError(f"archive {path} cannot be unpacked safely: {error}") from error
+            except (tarfile.TarError, OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+                raise InputError(f"archive {path} cannot be unpacked safely: {error}") from error
             arrays = _decode_tree(Path(folder), shown=path)
     else:
         arrays = _decode_tree(path, shown=path)

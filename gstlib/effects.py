@@ -71,7 +71,9 @@ class Effect:
 
     def _strike_gaussian(self, layer: MaskedLayer, units: torch.Tensor) -> None:
         untouched = layer.present if layer.present.any() else torch.ones_like(layer.present)
-        sd = float(layer.parameter[untouched].flatten(1).std(dim=1).mean())
+        weights = layer.parameter[untouched].flatten(1)
+        # a filter of one weight has no deviation of its own; the layer's stands in
+        sd = float(weights.std(dim=1).mean() if weights.shape[1] > 1 else weights.std(correction=0))
         if self.batches == 0:
             layer.parameter[units] += self._draw(layer, units, sd)
             return

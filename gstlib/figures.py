@@ -126,7 +126,7 @@ def traces(study: Study, column: str = "test_accuracy") -> pd.DataFrame:
     epochs = study.epochs.dropna(subset=column)[["label", "run", "epoch", column]]
     frames = [epochs.rename(columns={column: "accuracy"})]
     if len(study.events) and column == "test_accuracy":
-        after = analysis.by_label(study)[["label", "run", "epoch", "t_post"]].rename(columns={"t_post": "accuracy"})
+        after = analysis.instability(study.events)[["label", "run", "epoch", "t_post"]].rename(columns={"t_post": "accuracy"})
         frames.append(after.assign(epoch=after["epoch"] + 0.02))
     return pd.concat(frames, ignore_index=True).sort_values(["label", "run", "epoch"], ignore_index=True)
 
@@ -192,7 +192,7 @@ def instability_by_epoch(study: Study) -> Figure:
     The scale is logarithmic above a tenth of a point and linear below, where an event may change nothing.
     """
     ax = _axes()
-    points = analysis.by_label(study)
+    points = analysis.instability(study.events)
     for label in drawn(study, study.labels):
         part = points[points["label"] == label]
         if len(part) == 0:

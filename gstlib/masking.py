@@ -20,6 +20,7 @@ from gstlib import scores
 from gstlib.spec import InputError
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+_ELEMENTWISE = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Mish, nn.Identity, nn.Dropout)
 _ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 
 
@@ -73,8 +74,23 @@ def _block_of_sum(node: fx.Node, modules: dict[str, nn.Module]) -> str | None:
             if not block or block not in modules:
                 raise InputError(f"the sum that {node.target!r} feeds lies in the network's outermost forward; "
                                  "put the block into a module of its own so that its shortcut can be pruned")
+            if not _ends_in(user, block, modules):
+                raise InputError(f"block {block!r} goes on after the sum that {node.target!r} feeds; "
+                                 "put the sum into a module of its own so that its channels can be masked there")
             return block
     return None
+
+
+def _ends_in(node: fx.Node, block: str, modules: dict[str, nn.Module]) -> bool:
+    """Whether nothing but elementwise operations lies between `node` and the output of `block`."""
+    def elementwise(user: fx.Node) -> bool:
+        if user.op == "call_module":
+            return isinstance(modules[user.target], _ELEMENTWISE)
+        name = user.target if isinstance(user.target, str) else user.target.__name__
+        return name.rstrip("_") in ("relu", "relu6", "hardswish", "silu", "gelu", "dropout", "mul")
+
+    inside = [user for user in node.users if block in user.meta.get("nn_module_stack", {})]
+    return all(elementwise(user) and _ends_in(user, block, modules) for user in inside)
 
 
 class Mask(nn.Module):
@@ -98,8 +114,12 @@ def check_score(model: nn.Module, unit: Unit, score: str) -> None:
                          "so E[BN] is undefined there; use score 'l2' or 'l1'")
 
 
-def _mask_channels(block: nn.Module, _inputs, output: torch.Tensor) -> torch.Tensor:
-    return output * block.unit_mask.view(1, -1, *(1,) * (output.dim() - 2))
+def _mask_maps(module: nn.Module, _inputs, output: torch.Tensor) -> torch.Tensor:
+    return output * module.unit_mask.view(1, -1, 1, 1)
+
+
+def _mask_features(module: nn.Module, _inputs, output: torch.Tensor) -> torch.Tensor:
+    return output * module.unit_mask
 
 
 class MaskedLayer:
@@ -116,9 +136,11 @@ class MaskedLayer:
         self.name, self.structure, self.score = unit.layer, structure, score
         self.module = model.get_submodule(unit.layer)
         self.batch_norm = model.get_submodule(unit.batch_norm) if unit.batch_norm else None
+        # whose outputs are masked, because no parameter's mask makes them 0
+        self._outputs = [model.get_submodule(unit.block)] if unit.block and structure == "filter" else []
         if self.batch_norm is not None and self.batch_norm.weight is None:
+            self._outputs += [self.batch_norm] if structure == "filter" else []
             self.batch_norm = None  # no scale or shift to score or to mask
-        self.block = model.get_submodule(unit.block) if unit.block and structure == "filter" else None
         self._masks = {"weight": self._attach(self.module, "weight", noisy)}
         if structure == "filter":
             if self.module.bias is not None:
@@ -126,10 +148,10 @@ class MaskedLayer:
             if self.batch_norm is not None:
                 self._masks["gamma"] = self._attach(self.batch_norm, "weight")
                 self._masks["beta"] = self._attach(self.batch_norm, "bias")
-            if self.block is not None and not hasattr(self.block, "unit_mask"):
-                channels = torch.ones(self.units, device=self.parameter.device)
-                self.block.register_buffer("unit_mask", channels)
-                self.block.register_forward_hook(_mask_channels)
+            for module in self._outputs:
+                if not hasattr(module, "unit_mask"):  # two layers may feed one sum
+                    module.register_buffer("unit_mask", torch.ones(self.units, device=self.parameter.device))
+                    module.register_forward_hook(_mask_maps if isinstance(self.module, nn.Conv2d) else _mask_features)
         shape = (self.units,) if structure == "filter" else self.parameter.shape
         self.present = torch.ones(shape, dtype=torch.bool, device=self.parameter.device)
 
@@ -177,8 +199,9 @@ class MaskedLayer:
         masks = {"weight": self._masks["weight"]} if weights_only else self._masks
         for mask in masks.values():
             mask.mask[units] = 0
-        if self.block is not None and not weights_only:
-            self.block.unit_mask[units] = 0
+        if not weights_only:
+            for module in self._outputs:
+                module.unit_mask[units] = 0
 
     def parameters_removed(self) -> int:
         """How many of the layer's own parameters the masks hold at 0."""

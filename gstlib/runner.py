@@ -117,6 +117,8 @@ def run(
     chosen = pick_device(device)
     if workers is not None and workers < 1:
         raise InputError(f"workers must be at least 1, not {workers}")
+    if replicas is not None and replicas < 1:
+        raise InputError(f"replicas must be at least 1, not {replicas}")
     if time_limit is not None and not time_limit > 0:
         raise InputError(f"the time limit must be a positive number of minutes, not {time_limit}")
     runs = list(runs)
@@ -129,8 +131,6 @@ def run(
     store.check_writable()
     if replicas is None:
         replicas = 10 if chosen.type == "cuda" else 1
-    if replicas < 1:
-        raise InputError(f"replicas must be at least 1, not {replicas}")
     workers = 1 if chosen.type == "cuda" or replicas > 1 else min(workers or cores(), len(todo))
     clock = _Clock(time_limit, chosen)
     show = _Display(todo, quiet)

@@ -39,6 +39,12 @@ def check_choice(what: str, value: object, choices) -> None:
         raise InputError(f"unknown {what} {value!r}; choose from {', '.join(choices)}")
 
 
+def _as_floats(spec, *names: str) -> None:
+    """Make numbers floats: 1 and 1.0 are equal, but their JSON, and with it the id, would differ."""
+    for name in names:
+        object.__setattr__(spec, name, float(getattr(spec, name)))
+
+
 def check_effect(effect: str, batches: int) -> None:
     """Raise `InputError` when `effect` is unknown or cannot last for `batches` training batches."""
     check_choice("effect", effect, EFFECTS)
@@ -67,6 +73,8 @@ class DataSpec:
 
     def __post_init__(self):
         check_choice("data set", self.name, DATASETS)
+        if self.classes < 2:
+            raise InputError(f"a data set needs at least 2 classes, not {self.classes}")
         for field in ("train_size", "test_size"):
             size = getattr(self, field)
             if size is not None and size < self.classes:
@@ -81,6 +89,7 @@ class ModelSpec:
     width: float = 1.0
 
     def __post_init__(self):
+        _as_floats(self, "width")
         check_choice("model", self.name, MODELS)
         if not (math.isfinite(self.width) and 0 < self.width <= 4):
             raise InputError(f"width must lie in (0, 4], not {self.width}")
@@ -100,7 +109,11 @@ class OptimiserSpec:
     decay: float = 0.1
 
     def __post_init__(self):
+        _as_floats(self, "lr", "momentum", "weight_decay", "decay")
         check_choice("optimiser", self.name, ("adam", "sgd"))
+        for name in ("momentum", "weight_decay", "decay"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise InputError(f"{name} must be finite and not negative, not {getattr(self, name)}")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise InputError(f"lr must be positive, not {self.lr}")
         if self.epochs < 1 or self.batch_size < 2:
@@ -131,6 +144,7 @@ class PruningSpec:
     def __post_init__(self):
         from gstlib.pruning import Schedule
 
+        object.__setattr__(self, "fraction", tuple(map(float, self.fraction)))
         check_choice("target", self.target, TARGETS)
         check_choice("structure", self.structure, SCORES)
         check_choice(f"score for structure {self.structure!r}", self.score, SCORES[self.structure])
@@ -165,6 +179,9 @@ class RunSpec:
     semantics: int = SEMANTICS
 
     def __post_init__(self):
+        for name, kind in (("data", DataSpec), ("model", ModelSpec), ("optimiser", OptimiserSpec)):
+            if not isinstance(getattr(self, name), kind):
+                raise InputError(f"a run's {name} must be a {kind.__name__}, not {getattr(self, name)!r}")
         check_choice("precision", self.precision, PRECISIONS)
         for measure in self.measures:
             check_choice("measure", measure, MEASURES)
@@ -187,7 +204,9 @@ class RunSpec:
         """Inverse of `to_json`. Raises `InputError` where fields are missing, unknown or wrong."""
         try:
             return _build(cls, json.loads(text))
-        except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
+        except (TypeError, KeyError, AttributeError, json.JSONDecodeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
             raise InputError(f"not a run's specification: {error}") from error
 
     def tested_after(self, epoch: int) -> bool:

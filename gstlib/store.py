@@ -16,6 +16,7 @@ import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -36,6 +37,10 @@ _LARGEST = 64 * 2**20
 
 class DamagedRun(InputError):
     """A stored file that is not what was written."""
+
+
+class NewerSchema(InputError):
+    """A stored file that a newer gstlib wrote."""
 
 
 class Run(NamedTuple):
@@ -93,6 +98,7 @@ class Store:
             "gstlib.spec": text,
             "gstlib.provenance": about,
             "gstlib.digest": _digest(text, about, frame),
+            "gstlib.columns": json.dumps({name: list(pd.DataFrame(rows)) for name, rows in tables.items()}),
         })
         return self._place(spec.id, lambda file: pq.write_table(table, file, compression="zstd"))
 
@@ -129,16 +135,22 @@ class Store:
             table = pq.read_table(source)
             meta = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
             schema = int(meta["gstlib.schema"])
+            if schema > SCHEMA:
+                raise NewerSchema(f"{place} has schema {schema}, newer than this gstlib knows ({SCHEMA}); update gstlib")
             text, about, digest = meta["gstlib.spec"], meta["gstlib.provenance"], meta["gstlib.digest"]
-        except (OSError, pa.ArrowException, KeyError, ValueError, UnicodeDecodeError) as error:
-            raise DamagedRun(f"{place} is damaged or no stored run ({error}); delete it and run again") from error
-        if schema > SCHEMA:
-            raise InputError(f"{place} has schema {schema}, newer than this gstlib knows ({SCHEMA}); update gstlib")
-        frame = table.to_pandas()
-        spec = RunSpec.from_json(text)
-        if _digest(text, about, frame) != digest or spec.id != run_id:
-            raise DamagedRun(f"{place} is not as it was written; delete it and run again")
-        return Run(spec, json.loads(about), {name: _rows(frame, name) for name in TABLES})
+            columns = json.loads(meta.get("gstlib.columns", "{}"))
+            frame = table.to_pandas()
+            if _digest(text, about, frame) != digest:
+                raise ValueError("its digest is another")
+            spec = RunSpec.from_json(text)
+            if spec.id != run_id:
+                raise ValueError(f"it holds run {spec.id}")
+            return Run(spec, json.loads(about), {name: _rows(frame, name, columns.get(name)) for name in TABLES})
+        except NewerSchema:
+            raise
+        except (OSError, pa.ArrowException, LookupError, TypeError, ValueError) as error:
+            raise DamagedRun(f"{place} is not as it was written, or no stored run ({error}); "
+                             "delete it and run again") from error
 
     def export(self, place: str | os.PathLike, ids: Iterable[str] | None = None) -> int:
         """Pack stored runs (all, when `ids` is None) into one zip archive, each verified first; returns their number."""
@@ -154,7 +166,8 @@ class Store:
         except OSError as error:
             raise InputError(f"runs could not be exported to {place}: {error.strerror or error}") from error
         finally:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
         return len(chosen)
 
     def import_(self, place: str | os.PathLike) -> tuple[list[str], list[str], dict[str, str]]:
@@ -212,9 +225,11 @@ def _same(a: Run, b: Run) -> bool:
                .equals(b.tables[name].drop(columns="seconds", errors="ignore")) for name in TABLES)
 
 
-def _rows(frame: pd.DataFrame, table: str) -> pd.DataFrame:
+def _rows(frame: pd.DataFrame, table: str, columns: list[str] | None) -> pd.DataFrame:
     """The rows of one table, without the columns that only others have, whole numbers whole again."""
-    rows = frame[frame["table"] == table].drop(columns="table").dropna(axis=1, how="all").reset_index(drop=True)
+    rows = frame[frame["table"] == table].drop(columns="table").reset_index(drop=True)
+    # the first files written do not name their columns
+    rows = rows.dropna(axis=1, how="all") if columns is None else rows[columns]
     return rows.astype({name: "int64" for name in _WHOLE if name in rows})
 
 

@@ -197,13 +197,17 @@ def correlation(runs: pd.DataFrame, x: str = "mean_instability", y: str = "final
     """Pearson's correlation of two columns over runs (Figure 1 right; claims C1 and C2).
 
     The interval resamples runs within configurations (`label`), 10,000 draws,
-    percentile.  Unpruned runs, which have no instability, do not count.  All
-    nan with fewer than three runs or where a column does not vary.
+    percentile; there is none (nan) where a configuration has a single run,
+    which could only be drawn again.  Unpruned runs, which have no
+    instability, do not count.  All nan with fewer than three runs or where a
+    column does not vary.
     """
     table = runs.dropna(subset=[x, y])
     if len(table) < 3 or table[x].nunique() < 2 or table[y].nunique() < 2:
         return Correlation(*[float("nan")] * 4, len(table))
     test = stats.pearsonr(table[x], table[y])
+    if table["label"].value_counts().min() < 2:
+        return Correlation(float(test.statistic), float(test.pvalue), float("nan"), float("nan"), len(table))
     rng = np.random.default_rng(seed)
     rows = [rng.choice(places, size=(DRAWS, len(places))) for places in table.reset_index(drop=True).groupby("label").indices.values()]
     draws = np.concatenate(rows, axis=1)
@@ -250,8 +254,10 @@ def correlation_sentence(study: Study) -> str:
     found = correlation(study.runs)
     if np.isnan(found.r):
         return f"Only {found.n} pruned runs are stored, too few for a correlation."
+    interval = ("no interval, since a configuration has a single run" if np.isnan(found.low)
+                else f"95% interval {found.low:.2f} to {found.high:.2f}")
     return (f"Over {found.n} pruned runs, mean instability and final test accuracy have Pearson's "
-            f"$r = {found.r:.2f}$, 95% interval {found.low:.2f} to {found.high:.2f}, $p = {found.p:.2g}$.")
+            f"$r = {found.r:.2f}$, {interval}, $p = {found.p:.2g}$.")
 
 
 def caption(study: Study, confidence: float = 0.95) -> str:
@@ -267,8 +273,9 @@ def caption(study: Study, confidence: float = 0.95) -> str:
     about = study.provenance
     text = (
         f"Data: {_listed(about['data_title'])}. Profile: {study.profile.title}. "
-        f"{number} run{'' if number == '1' else 's'} per configuration; intervals are {confidence:.0%} bootstrap "
-        f"intervals over runs. Device: {_listed(about['device'])}. "
+        f"{number} run{'' if number == '1' else 's'} per configuration"
+        f"{', hence no intervals' if number == '1' else f'; intervals are {confidence:.0%} bootstrap intervals over runs'}. "
+        f"Device: {_listed(about['device'])}. "
         f"Finished: {_span(about['finished'].str[:10])}. Code: commit {_listed(about['commit'].map(_short))}."
     )
     if study.missing:

@@ -232,8 +232,8 @@ def accuracy_by_instability(study: Study) -> Figure:
                     capsize=2, linewidth=1.2, label=method_name(spec), zorder=3)
     found = analysis.correlation(study.runs)
     if np.isfinite(found.r):
-        ax.set_title(f"r = {found.r:.2f} [{found.low:.2f}, {found.high:.2f}], p = {found.p:.2g}, n = {found.n}",
-                     fontsize="small")
+        interval = f" [{found.low:.2f}, {found.high:.2f}]" if np.isfinite(found.low) else ""
+        ax.set_title(f"r = {found.r:.2f}{interval}, p = {found.p:.2g}, n = {found.n}", fontsize="small")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(_PER_CENT)
     ax.set(xlabel="mean instability (points of test accuracy)", ylabel="final test accuracy")

@@ -39,11 +39,10 @@ ifeq ($(TRAIN),1)
 endif
 	rm -rf $(EXECUTED)
 	mkdir -p $(EXECUTED)
-	set -e; for chapter in $(CHAPTERS); do \
-	  $(BIN)/papermill --no-progress-bar --log-level WARNING $$chapter $(EXECUTED)/$$(basename $$chapter) -k python3 \
+	printf '%s\n' $(basename $(notdir $(CHAPTERS))) | xargs -P 2 -I NAME \
+	  $(BIN)/papermill --no-progress-bar --log-level ERROR chapters/NAME.ipynb $(EXECUTED)/NAME.ipynb -k python3 \
 	    -p profile $(PROFILE) -p results $(RESULTS) -p output $(EXECUTED)/figures \
-	    $(if $(DATA),-p data $(DATA)) $(if $(SEEDS),-r seeds $(SEEDS)); \
-	done
+	    $(if $(DATA),-p data $(DATA)) $(if $(SEEDS),-r seeds $(SEEDS))
 
 book: figures ## build the book from RESULTS; warnings are errors
 	rm -rf book/_build

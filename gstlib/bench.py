@@ -348,12 +348,16 @@ def peaks(device: torch.device, repeats: int = 10) -> dict[str, float]:
     return {"peak_operations_per_s": max(rates), "peak_bytes_per_s": 2 * size / fastest(lambda: target.copy_(source))}
 
 
-def row(spec: RunSpec, device: torch.device, replicas: int, cost: Cost, plain: float, peak: dict[str, float]) -> dict:
+def row(spec: RunSpec, device: torch.device, replicas: int, cost: Cost | None, plain: float, peak: dict[str, float]) -> dict:
     """A row of the table: rates summed over replicas; everything else is one run's share of its group's time.
 
     Times in seconds where the name does not say ms; `gap` is the time of a
     step over the larger of its two floors; operations and bytes are counts.
+    Without a `cost` the replicas did not fit into memory.
     """
+    if cost is None:
+        return {"model": spec.model.name, "device": device.type, "replicas": replicas, "steps_per_s": None,
+                "ratio_to_plain_loop": None, "note": "does not fit into memory"}
     batch, epochs = spec.optimiser.batch_size, spec.optimiser.epochs
     counted = count(spec.model.name, spec.model.width, spec.data.classes)
     step, test = cost.step / replicas, cost.test * TEST
@@ -407,8 +411,8 @@ def run(device: torch.device, quick: bool = False, progress: bool = True, size: 
     """
     began, cuda = time.perf_counter(), device.type == "cuda"
     size, variants = size or default_size(device, quick), _without_on_gpu if cuda else _without
-    total = 1 + len(size.models) * (1 + len(size.replicas)) + len(size.techniques) * (5 if cuda else 4)
-    rows, techniques, costs = [], [], []
+    total = 2 + len(size.models) * (1 + len(size.replicas)) + len(size.techniques) * (5 if cuda else 4)
+    measured, techniques, costs = [], [], []
     with tqdm(total=total, disable=not progress, unit="measurement", dynamic_ncols=True) as bar:
         def done(what: str, act: Callable, *arguments):
             bar.set_description(what)
@@ -428,10 +432,7 @@ def run(device: torch.device, quick: bool = False, progress: bool = True, size: 
                 except RuntimeError as error:
                     if not _ran_out(error):
                         raise
-                    rows.append({"model": model, "device": device.type, "replicas": n, "steps_per_s": None,
-                                 "ratio_to_plain_loop": None, "note": "does not fit into memory"})
-                else:
-                    rows.append(row(spec, device, n, fitting[n], plain, peak))
+                measured.append((spec, device, n, fitting.get(n), plain))
             if not fitting:
                 continue
             rate, alone = {n: n / cost.step for n, cost in fitting.items()}, min(fitting)
@@ -446,6 +447,9 @@ def run(device: torch.device, quick: bool = False, progress: bool = True, size: 
                 with_it = rate[case.replicas if case.one_thread else company]
                 techniques.append({"model": model, "device": device.type, "replicas": case.replicas, "technique": name,
                                    "steps_per_s": with_it, "steps_per_s_without": without, "gain": with_it / without})
+        again = done("peak rates", peaks, device)  # whatever else the machine did can only have slowed one of the two
+    peak = {name: max(rate, again[name]) for name, rate in peak.items()}
+    rows = [row(*what, peak) for what in measured]
     machine = train.provenance(synthetic(1, 1), device, "paper", time.perf_counter() - began) | peak | {
         "cores": runner.cores(), "quick": quick, "blocks": size.blocks,
         "steps": {model: size.steps(model) for model in size.models}}

@@ -74,9 +74,15 @@ def method_name(spec: RunSpec) -> str:
     p = spec.pruning
     if p is None:
         return "no pruning"
-    score = {"ebn": "E[BN]", "l2": "l2", "l1": "l1", "magnitude": "weights"}[p.score]
     once = all(len(p.schedule.event_epochs(layer)) == 1 for layer in range(len(p.layers)))
-    return f"prune {p.target}, {score}, " + ("one shot" if once else f"{100 * p.schedule.iterative_rate:.0f}%")
+    rate = "one shot" if once else f"{100 * p.schedule.iterative_rate:.0f}%"
+    return f"{_method(p.target, p.score)}, {rate}"
+
+
+def _method(target: str, score: str) -> str:
+    """Target and score in words; random selection looks at no score."""
+    name = {"ebn": "E[BN]", "l2": "l2", "l1": "l1", "magnitude": "weights"}[score]
+    return f"prune {target}" if target == "R" else f"prune {target}, {name}"
 
 
 def legend_name(study: Study, label: str) -> str:
@@ -126,8 +132,8 @@ def traces(study: Study, column: str = "test_accuracy") -> pd.DataFrame:
     epochs = study.epochs.dropna(subset=column)[["label", "run", "epoch", column]]
     frames = [epochs.rename(columns={column: "accuracy"})]
     if len(study.events) and column == "test_accuracy":
-        after = analysis.instability(study.events)[["label", "run", "epoch", "t_post"]].rename(columns={"t_post": "accuracy"})
-        frames.append(after.assign(epoch=after["epoch"] + 0.02))
+        after = analysis.instability(study.events)[["label", "run", "epoch", "t_post"]]
+        frames.append(after.rename(columns={"t_post": "accuracy"}).assign(epoch=after["epoch"] + 0.02))
     return pd.concat(frames, ignore_index=True).sort_values(["label", "run", "epoch"], ignore_index=True)
 
 
@@ -318,7 +324,10 @@ def magnitude_deciles(study: Study) -> Figure:
 
 
 def by_rate(study: Study, column: str) -> Figure:
-    """Figure 4: `column` of the runs against the iterative rate, mean with 95% intervals; l2 dashed, open markers."""
+    """Figure 4: `column` of the runs against the iterative rate, mean with 95% intervals; l2 dashed, open markers.
+
+    Random selection looks at no score and is one line.
+    """
     ax, runs = _axes(), analysis.rates(study)
     for target in ("S", "R", "L"):
         for score, dashed in (("ebn", False), ("l2", True)):
@@ -329,7 +338,7 @@ def by_rate(study: Study, column: str) -> Figure:
             sns.lineplot(part, x="rate", y=column, color=colour, ax=ax, errorbar=_interval(), err_style="bars",
                          err_kws={"capsize": 2, "linewidth": 1.2}, marker="o", markersize=7,
                          markerfacecolor="white" if dashed else colour, markeredgecolor=colour, markeredgewidth=1.3,
-                         linestyle="--" if dashed else "-", label=f"prune {target}, {'l2' if dashed else 'E[BN]'}")
+                         linestyle="--" if dashed else "-", label=_method(target, score))
     plain = study.runs.loc[study.runs["label"] == "none", column].dropna()
     if len(plain):
         _unpruned(ax, plain)
@@ -362,7 +371,8 @@ def activation_histograms(rows: pd.DataFrame) -> Figure:
             share = part["count"] / part.groupby("run")["count"].transform("sum") / part["run"].nunique()
             edges = [*np.unique(part["left"]), part["right"].max()]
             sns.histplot(x=(part["left"] + part["right"]) / 2, weights=share, bins=edges, stat="density",
-                         element="step", color=colour, fill=fill, alpha=0.55 if fill else 1, linewidth=0 if fill else 1.5, ax=ax,
+                         element="step", color=colour, fill=fill, alpha=0.55 if fill else 1,
+                         linewidth=0 if fill else 1.5, ax=ax,
                          label=f"{when} training" if number == layers[0] else None)
         ax.plot(grid, stats.norm.pdf(grid), color=_VERMILION, linestyle="--", linewidth=1.3,
                 label="standard normal" if number == layers[0] else None)

@@ -110,12 +110,13 @@ def test_figure4_draws_means_by_rate(study, column):
     figure = figures.by_rate(whole, column)
     lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
     runs = analysis.rates(whole)
-    for target in "SRL":
-        for score, name in (("ebn", "E[BN]"), ("l2", "l2")):
-            part = runs[(runs["target"] == target) & (runs["score"] == score)].groupby("rate")[column].mean()
-            line = lines[f"prune {target}, {name}"]
-            assert line.get_xdata() == pytest.approx(part.index) and line.get_ydata() == pytest.approx(part)
-            assert line.is_dashed() == (score == "l2")
+    names = {("S", "ebn"): "prune S, E[BN]", ("S", "l2"): "prune S, l2", ("R", "ebn"): "prune R",
+             ("L", "ebn"): "prune L, E[BN]", ("L", "l2"): "prune L, l2"}
+    assert {name for name in lines if name.startswith("prune")} == set(names.values())
+    for (target, score), name in names.items():
+        part = runs[(runs["target"] == target) & (runs["score"] == score)].groupby("rate")[column].mean()
+        assert lines[name].get_xdata() == pytest.approx(part.index) and lines[name].get_ydata() == pytest.approx(part)
+        assert lines[name].is_dashed() == (score == "l2")
     assert ("no pruning" in lines) == (column == "final_accuracy")
 
 
@@ -164,11 +165,12 @@ def test_one_run_and_its_recoveries(study):
 
 
 def test_what_is_missing_is_left_out_and_named(tmp_path):
-    store = stock(tmp_path / "results", "figure4", seeds=1, but=("R r=40", "R r=40 l2"))
+    store = stock(tmp_path / "results", "figure4", seeds=1, but=("R r=40", "S r=60 l2"))
     study = analysis.study(store, "figure4", "smoke", seeds=1)
     lines = {line.get_label(): line for line in figures.by_rate(study, "final_accuracy").axes[0].get_lines()}
-    assert len(lines["prune R, l2"].get_xdata()) == len(lines["prune S, l2"].get_xdata()) - 1
-    assert "Missing: 2 of 31 runs (R r=40: seed 0; R r=40 l2: seed 0)" in analysis.caption(study)
+    assert len(lines["prune R"].get_xdata()) == len(lines["prune S, l2"].get_xdata()) == \
+        len(lines["prune L, l2"].get_xdata()) - 1
+    assert "Missing: 2 of 26 runs (R r=40: seed 0; S r=60 l2: seed 0)" in analysis.caption(study)
 
 
 @pytest.mark.parametrize("figure", ["figure1-vgg11", "figure5", "figure3", "figure4"])

@@ -276,7 +276,7 @@ def caption(study: Study, confidence: float = 0.95) -> str:
         f"{number} run{'' if number == '1' else 's'} per configuration"
         f"{', hence no intervals' if number == '1' else f'; intervals are {confidence:.0%} bootstrap intervals over runs'}. "
         f"Device: {_listed(about['device'])}. "
-        f"Finished: {_span(about['finished'].str[:10])}. Code: commit {_listed(about['commit'].map(_short))}."
+        f"Finished: {_span(about['finished'].str[:10])}. Code: commit {_listed(about['commit'].map(short_commit))}."
     )
     if study.missing:
         short: dict[str, list[int]] = {}
@@ -291,7 +291,8 @@ def _listed(values: pd.Series) -> str:
     return ", ".join(dict.fromkeys(values))
 
 
-def _short(commit: str) -> str:
+def short_commit(commit: str) -> str:
+    """The first ten digits of a commit's hash, with the mark of uncommitted changes."""
     name, mark, rest = commit.partition("+")
     return name[:10] + mark + rest
 

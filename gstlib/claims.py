@@ -555,6 +555,9 @@ CLAIMS = (
 
 # --- from the store to the table -------------------------------------------------------------------------------------
 
+_ESTIMATE = ("estimate", "low", "high", "confidence", "n", "unit")
+
+
 def run_table(store: Store, study: Study) -> pd.DataFrame:
     """One row a stored run of a figure, with what the claims compare.
 
@@ -645,8 +648,8 @@ def evaluate(store: Store, profile: str | None = None, data: str | None = None, 
     Columns: id, statement, published, profile, estimate, low, high,
     confidence (of the interval), n (runs), unit, verdict, small_scale (the
     verdict at `mini`, or at the reduced profile asked for), small_estimate,
-    small_low, small_high, small_n, why (what is missing and the command that
-    makes it), note (all parts of the estimate), figure, statistic, test.
+    small_low, small_high, small_confidence, small_n, small_unit, why (what is
+    missing and the command that makes it), note (all parts of the estimate), figure, statistic, test.
     Raises `InputError` for an unknown profile, damaged runs and mixed data.
     """
     if profile is not None:
@@ -672,8 +675,8 @@ def evaluate(store: Store, profile: str | None = None, data: str | None = None, 
             row = row | {"verdict": NOT_RUN, "why": "; ".join(why)}
         rows.append({
             "id": claim.id, "statement": claim.statement, "published": claim.published, "profile": name,
-            **{column: row[column] for column in ("estimate", "low", "high", "confidence", "n", "unit", "verdict")},
-            "small_scale": small["verdict"], **{f"small_{c}": small[c] for c in ("estimate", "low", "high", "n")},
+            **{column: row[column] for column in (*_ESTIMATE, "verdict")},
+            "small_scale": small["verdict"], **{f"small_{c}": small[c] for c in _ESTIMATE},
             "why": row["why"], "note": row["note"], "figure": claim.figure,
             "statistic": claim.statistic, "test": claim.test,
         })

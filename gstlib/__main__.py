@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -80,7 +81,9 @@ def command_run(args) -> int:
     from gstlib import runner
 
     store = Store(args.results)
-    options = {"workers": args.workers, "replicas": args.replicas, "time_limit": args.time_limit, "quiet": args.quiet}
+    options = {"workers": args.workers, "replicas": args.replicas, "time_limit": args.time_limit, "quiet": args.quiet,
+               "executor": args.executor, "address": args.address, "gpus_per_group": args.gpus_per_group,
+               "checkpoint_every": args.checkpoint_every}
     if args.campaign:
         outcome = runner.run_campaign(store, args.data, args.device, **options)
     else:
@@ -196,9 +199,17 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--campaign", action="store_true",
                          help="instead of figures at a profile: everything still missing, most valuable first")
         sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-    run.add_argument("--workers", type=int, help="processes on a CPU (default: one per core)")
+    run.add_argument("--workers", type=int, help="runs at a time on a CPU (default: one per core), or GPUs (default: all)")
     run.add_argument("--replicas", type=int, help="runs in lockstep on one GPU (default: 10, or what memory holds)")
-    run.add_argument("--time-limit", type=float, metavar="MINUTES", help="begin no run that would not end in time")
+    run.add_argument("--time-limit", type=float, metavar="MINUTES",
+                     help="stop then: what cannot end in time is begun last, and goes on from its checkpoint next time")
+    run.add_argument("--checkpoint-every", type=float, default=300.0, metavar="SECONDS",
+                     help="time between two checkpoints of a run (default: %(default)s)")
+    run.add_argument("--executor", help="local (this process), processes (a worker a core or GPU) or ray (a cluster); "
+                                        "default: processes where there are several cores or GPUs")
+    run.add_argument("--address", help="of a running Ray cluster, or auto; default: a cluster made of this machine")
+    run.add_argument("--gpus-per-group", type=float, default=1.0, metavar="PART",
+                     help="of a GPU for each group on a Ray cluster (default: %(default)s)")
     run.add_argument("--quiet", action="store_true", help="no progress bar")
     for name, function in (("export", command_export), ("import", command_import)):
         add(name, function, figures=name == "export").add_argument(
@@ -213,16 +224,17 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code (2: bad input, 130: interrupted)."""
+    """Run one command; returns the exit code (2: bad input, 130 or 143: interrupted by SIGINT or SIGTERM)."""
     args = parser().parse_args(argv)
     try:
         return args.function(args)
     except InputError as error:
         print(f"gstlib: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("gstlib: interrupted; finished runs are stored, the same command goes on from there", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interrupt:
+        print("gstlib: interrupted; finished runs are stored, runs in progress keep their checkpoints, "
+              "the same command goes on from there", file=sys.stderr)
+        return 128 + getattr(interrupt, "signum", signal.SIGINT)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

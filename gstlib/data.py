@@ -15,6 +15,7 @@ import hashlib
 import json
 import lzma
 import os
+import sys
 import tarfile
 import tempfile
 import zipfile
@@ -201,7 +202,7 @@ def _folder(path: Path) -> Images:
                 parts = [arrays[k] for k in ("train_x", "train_y", "test_x", "test_y")]
             return _images(*parts, "cifar10-folder", title)
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
-            tqdm.write(f"cached images in {cached} are damaged; decoding anew")
+            tqdm.write(f"cached images in {cached} are damaged; decoding anew", file=sys.stderr)
     if path.is_file():
         with tempfile.TemporaryDirectory() as folder:
             try:
@@ -218,7 +219,7 @@ def _folder(path: Path) -> Images:
             np.savez(file, **arrays)
         os.replace(file.name, cached)
     except OSError as error:
-        tqdm.write(f"decoded images could not be cached in {home}: {error}")
+        tqdm.write(f"decoded images could not be cached in {home}: {error}", file=sys.stderr)
     return _images(*arrays.values(), "cifar10-folder", title)
 
 
@@ -315,6 +316,18 @@ class Loader:
             self._shifts.copy_(torch.randint(0, 9, (n, 2), generator=self.generator))
             self._flips.copy_(torch.randint(0, 2, (n,), generator=self.generator).bool())
         self.position.zero_()
+
+    def state_dict(self) -> dict:
+        """Where the epoch stands: its order, its augmentation, the place in it, and the generator of those to come."""
+        return {"generator": self.generator.get_state(), "position": self.position, "order": self._order,
+                "shifts": self._shifts, "flips": self._flips}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from what `state_dict` gave, in place."""
+        self.generator.set_state(state["generator"])
+        for name, tensor in (("position", self.position), ("order", self._order), ("shifts", self._shifts),
+                             ("flips", self._flips)):
+            tensor.copy_(state[name])
 
     def begin_test(self) -> None:
         """Go to the first test image."""

@@ -110,6 +110,20 @@ class Effect:
         layer.parameter[units] = 0 if disturbance.saved is None else disturbance.saved
         layer.weight_mask[units] = 1
 
+    def state_dict(self, layers: list[MaskedLayer]) -> list[dict]:
+        """What is in force, layers by their place in `layers`; masks and noise themselves are the network's buffers."""
+        return [{"layer": layers.index(d.layer), "units": d.units, "batches": d.batches, "sd": d.sd, "saved": d.saved}
+                for d in self.active]
+
+    def load_state_dict(self, state: list[dict], layers: list[MaskedLayer]) -> None:
+        """Take up what `state_dict` gave."""
+        self.active = []
+        for entry in state:
+            layer = layers[entry["layer"]]
+            saved = None if entry["saved"] is None else entry["saved"].to(layer.parameter.device)
+            self.active.append(Disturbance(layer, entry["units"].to(layer.parameter.device), entry["batches"],
+                                           entry["sd"], saved))
+
     @torch.no_grad()
     def silenced(self) -> _Silence:
         """Context in which the forward pass carries no noise; the noise in force comes back unchanged."""

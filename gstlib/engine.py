@@ -76,14 +76,32 @@ class Replica:
 
     def begin_epoch(self, epoch: int) -> None:
         """Set the rate, draw the epoch's order and clear the sums, all in place."""
+        self.continue_epoch(epoch)
+        self.loader.begin_epoch()
+        self.sums.zero_()
+
+    def continue_epoch(self, epoch: int) -> None:
+        """Set the rate; order, place and sums stay as they are."""
         self.model.train()
         for group in self.optimiser.param_groups:
             if isinstance(group["lr"], torch.Tensor):
                 group["lr"].fill_(self.learning_rate(epoch))
             else:
                 group["lr"] = self.learning_rate(epoch)
-        self.loader.begin_epoch()
-        self.sums.zero_()
+
+    def state_dict(self) -> dict:
+        """Everything that the next step depends on; safe for `torch.load(..., weights_only=True)`."""
+        return {"model": self.model.state_dict(), "moments": self.optimiser.state_dict()["state"],
+                "loader": self.loader.state_dict(), "sums": self.sums}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from what `state_dict` gave, before any step is captured."""
+        self.model.load_state_dict(state["model"])
+        # the groups stay this optimiser's own: its rate must stay a tensor on its device
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": state["moments"], "param_groups": groups})
+        self.loader.load_state_dict(state["loader"])
+        self.sums.copy_(state["sums"])
 
     def begin_test(self) -> None:
         """Go to the first test image in evaluation mode and clear the sums."""
@@ -154,16 +172,17 @@ class Engine:
         self._graphs: dict[tuple, torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle() if self.capture else None
 
-    def train_epoch(self, epoch: int, after_batch: Sequence[Callable[[], None]] = ()) -> list[Measured]:
+    def train_epoch(self, epoch: int, after_batch: Sequence[Callable[[], None]] = (), done: int = 0) -> list[Measured]:
         """One pass over the training images; each of `after_batch` is called after every step.
 
         The results are means over the pass as it ran, each batch measured
-        before its own step.
+        before its own step.  `done`: steps of this very pass that the
+        replicas have behind them already.
         """
         for replica in self.replicas:
-            replica.begin_epoch(epoch)
+            replica.continue_epoch(epoch) if done else replica.begin_epoch(epoch)
         everyone = range(len(self.replicas))
-        for size in self.loader.batch_sizes():
+        for size in self.loader.batch_sizes()[done:]:
             self._do("step", size, everyone)
             for call in after_batch:
                 call()

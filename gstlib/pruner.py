@@ -123,6 +123,19 @@ class Pruner:
         """Context in which noise in force is switched off, to measure the network beneath it."""
         return self.effect.silenced()
 
+    def state_dict(self) -> dict:
+        """What goes into a checkpoint beside the network's own `state_dict`, which has the masks: units targeted so
+        far, effects in force, the random generator. Safe for `torch.load(..., weights_only=True)`."""
+        return {"present": [layer.present for layer in self.layers], "active": self.effect.state_dict(self.layers),
+                "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from what `state_dict` gave, on a `Pruner` made with the same arguments."""
+        for layer, present in zip(self.layers, state["present"], strict=True):
+            layer.present.copy_(present)
+        self.effect.load_state_dict(state["active"], self.layers)
+        self.generator.set_state(state["generator"])
+
     def parameters_removed(self) -> int:
         """How many parameters the masks hold at 0 now."""
         return sum(layer.parameters_removed() for layer in self.layers)

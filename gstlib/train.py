@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -19,6 +20,7 @@ from scipy import stats
 from torch import nn
 
 from gstlib import models
+from gstlib.checkpoint import Checkpoints
 from gstlib.data import Images, Loader
 from gstlib.engine import Engine, Measured, Replica
 from gstlib.pruner import Pruner
@@ -39,6 +41,10 @@ class Progress(NamedTuple):
     epoch: int
     epochs: int
     test_accuracy: float
+
+
+class Stopped(Exception):
+    """Training ended because it was asked to, after a whole step; where there are checkpoints, it goes on from there."""
 
 
 def check(spec: RunSpec) -> None:
@@ -85,6 +91,8 @@ def train_group(
     device: str | torch.device = "cpu",
     progress: Callable[[Progress], None] = lambda _: None,
     profile: str = "",
+    checkpoints: Checkpoints | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> list[Result]:
     """Train runs of one shape in lockstep and return their rows, which are those of each run alone.
 
@@ -96,8 +104,15 @@ def train_group(
     `spec.tested_after` leaves out have no test columns.  Event rows: see
     `Pruner.epoch`.  Histogram rows: see `bn_histogram`.
 
-    Raises `InputError` when the runs differ in shape, the data are not those
-    of the specification or a loss is no longer finite.
+    With `checkpoints` the runs go on from theirs, keep new ones as often as
+    those say, and end with the rows of a run never interrupted (on a CPU bit
+    for bit, seconds aside); whoever stores the rows removes the checkpoints.
+    `stop` is asked after every step: when it says so, a last checkpoint is
+    kept and `Stopped` raised.
+
+    Raises `InputError` when the runs differ in shape or stand at different
+    epochs, the data are not those of the specification or a loss is no longer
+    finite.
     """
     for spec in specs[1:]:
         if shape(spec) != shape(specs[0]):
@@ -105,7 +120,7 @@ def train_group(
                              "or number of epochs and cannot be trained in lockstep")
     device = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0", as tensors there name it
     with _one_thread() if device.type == "cpu" else nullcontext():
-        return _Group(specs, images, device, progress, profile).train()
+        return _Group(specs, images, device, progress, profile, checkpoints, stop).train()
 
 
 @contextmanager
@@ -138,6 +153,18 @@ class _Run:
         self.replica = Replica(model, spec.optimiser, loader, spec.precision)
         self.tables: dict[str, list[dict]] = {"epoch": [], "event": [], "histogram": []}
         self.last_tested = float("nan")
+
+    def state_dict(self) -> dict:
+        """Everything that the rest of the run depends on. torch's global generator is not in it: it only initialises."""
+        return {"replica": self.replica.state_dict(), "tables": json.dumps(self.tables), "last_tested": self.last_tested,
+                "pruner": None if self.pruner is None else self.pruner.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from what `state_dict` gave."""
+        self.replica.load_state_dict(state["replica"])
+        self.tables, self.last_tested = json.loads(state["tables"]), state["last_tested"]
+        if self.pruner is not None:
+            self.pruner.load_state_dict(state["pruner"])
 
     def measure(self, epoch: int) -> None:
         """Take the measures that are taken before the first epoch (-1) and after the last."""
@@ -177,34 +204,78 @@ class _Run:
 class _Group:
     """Runs of one shape, epoch by epoch."""
 
-    def __init__(self, specs, images: Images, device: torch.device, progress, profile: str):
+    def __init__(self, specs, images: Images, device: torch.device, progress, profile: str,
+                 checkpoints: Checkpoints | None, stop: Callable[[], bool]):
         self.device, self.progress, self.profile = device, progress, profile
-        self.started = time.perf_counter()
+        self.checkpoints, self.stop = checkpoints, stop
         self.images = images.subset(specs[0].data)
         resident = self.images.to(device)
         self.runs = [_Run(spec, resident, device) for spec in specs]
+        # epochs and steps of the next one that are done; seconds spent on them, on the epoch and in all, a run's share
+        self.epoch, self.step, self.resumed = 0, 0, 0
+        self.began = self.saved = time.perf_counter()
+        self.epoch_began = self.began
+        if checkpoints is not None:
+            self._take_up(checkpoints)
         self.engine = Engine([run.replica for run in self.runs])
 
     def train(self) -> list[Result]:
-        """All epochs; returns each run's rows and provenance."""
+        """All epochs that are left; returns each run's rows and provenance."""
         epochs = self.runs[0].spec.optimiser.epochs
-        ticks = [run.pruner.batch for run in self.runs if run.pruner is not None]
-        for run in self.runs:
-            run.measure(-1)
-        for epoch in range(epochs):
-            began = time.perf_counter()
-            trained = self.engine.train_epoch(epoch, ticks)
+        ticks = [*(run.pruner.batch for run in self.runs if run.pruner is not None), self._after_step]
+        if (self.epoch, self.step) == (0, 0):
+            for run in self.runs:
+                run.measure(-1)
+        while self.epoch < epochs:
+            epoch = self.epoch
+            trained = self.engine.train_epoch(epoch, ticks, self.step)
             for index, run in enumerate(self.runs):
                 run.end_epoch(epoch, trained[index], lambda: self.engine.test(index))
-            seconds = (time.perf_counter() - began) / len(self.runs)
+            now = time.perf_counter()
             for run in self.runs:
-                run.tables["epoch"][-1]["seconds"] = seconds
+                run.tables["epoch"][-1]["seconds"] = (now - self.epoch_began) / len(self.runs)
                 self.progress(Progress(run.spec.id, epoch, epochs, run.last_tested))
+            self.epoch, self.step, self.epoch_began = epoch + 1, 0, now
+            self._pause()
         for run in self.runs:
             run.measure(epochs - 1)
-        seconds = (time.perf_counter() - self.started) / len(self.runs)
-        about = provenance(self.images, self.device, self.profile, seconds, len(self.runs))
+        seconds = (time.perf_counter() - self.began) / len(self.runs)
+        about = provenance(self.images, self.device, self.profile, seconds, len(self.runs)) | {"resumed": self.resumed}
         return [Result(run.tables, about) for run in self.runs]
+
+    def _after_step(self) -> None:
+        self.step += 1
+        self._pause()
+
+    def _pause(self) -> None:
+        """Keep a checkpoint where one is due, and stop where that is asked for."""
+        stop = self.stop()
+        if self.checkpoints is not None and (stop or time.perf_counter() - self.saved >= self.checkpoints.every):
+            now, n = time.perf_counter(), len(self.runs)
+            state = {"resumed": self.resumed, "seconds": (now - self.began) / n,
+                     "epoch_seconds": (now - self.epoch_began) / n}
+            for run in self.runs:
+                self.checkpoints.save(run.spec.id, self.epoch, self.step, state | {"run": run.state_dict()})
+            self.saved = time.perf_counter()  # writing counts as time between two
+        if stop:
+            raise Stopped
+
+    def _take_up(self, checkpoints: Checkpoints) -> None:
+        positions = {run.spec.id: checkpoints.position(run.spec.id) for run in self.runs}
+        if len(set(positions.values())) > 1:
+            raise InputError("runs stand at different epochs and cannot be trained in lockstep: "
+                             + ", ".join(f"{run_id} at epoch {epoch}, step {step}"
+                                         for run_id, (epoch, step) in positions.items()))
+        states = [checkpoints.load(run.spec.id) for run in self.runs]
+        if None in states:
+            return
+        for run, state in zip(self.runs, states):
+            run.load_state_dict(state["run"])
+        self.epoch, self.step = next(iter(positions.values()))
+        now, n = time.perf_counter(), len(self.runs)
+        self.resumed = states[0]["resumed"] + 1
+        self.began = now - n * states[0]["seconds"]
+        self.epoch_began = now - n * states[0]["epoch_seconds"]
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from gstlib import bench, experiments, runner, train
+from gstlib.checkpoint import Checkpoints
 from gstlib.experiments import Labelled
 from gstlib.spec import InputError, OptimiserSpec, PruningSpec
 from gstlib.store import Store
@@ -77,10 +78,27 @@ def test_one_diverging_run_does_not_take_its_company_along(tmp_path, digits, tin
     assert list(outcome.failed) == [bad.spec.id] and "no longer finite" in outcome.failed[bad.spec.id]
 
 
-def test_time_limit_begins_nothing_that_cannot_end(tmp_path, digits, runs, monkeypatch):
+def test_what_cannot_end_in_time_is_begun_last_or_not_at_all(tmp_path, digits, runs, tiny_spec, monkeypatch):
+    monkeypatch.setattr(bench, "seconds_per_run", lambda spec, device: 3600.0 if spec.optimiser.epochs == 3 else 0.01)
+    long = Labelled("long", tiny_spec(optimiser=OptimiserSpec(epochs=3, batch_size=32)))
+    store = Store(tmp_path)
+    outcome = run(store, [long, runs[0]], digits, workers=1, time_limit=5, partial=False)
+    assert outcome.trained == [runs[0].spec.id] and outcome.left == [long.spec.id]
+    outcome = run(store, [long, runs[1]], digits, workers=1, time_limit=5)
+    assert outcome.trained == [runs[1].spec.id, long.spec.id] and not outcome.left
+
+
+def test_work_in_progress_at_the_limit_goes_on_next_time(tmp_path, digits, tiny_spec, monkeypatch):
     monkeypatch.setattr(bench, "seconds_per_run", lambda spec, device: 3600.0)
-    outcome = run(Store(tmp_path), runs[:2], digits, workers=1, time_limit=5)
-    assert not outcome.trained and outcome.left == [r.spec.id for r in runs[:2]]
+    long = Labelled("long", tiny_spec(optimiser=OptimiserSpec(epochs=60, batch_size=32)))
+    store = Store(tmp_path)
+    outcome = run(store, [long], digits, workers=1, time_limit=1 / 60)
+    assert outcome.left == [long.spec.id] and not store.ids()
+    epoch, _ = Checkpoints(tmp_path / "checkpoints", "cpu").position(long.spec.id)
+    assert 0 < epoch < 60
+    outcome = run(store, [long], digits, workers=1)
+    assert outcome.trained == [long.spec.id] and store.read(long.spec.id).provenance["resumed"] == 1
+    assert not list((tmp_path / "checkpoints").iterdir()) and not list((tmp_path / "leases").iterdir())
 
 
 def test_a_specification_that_cannot_be_trained_is_refused_before_anything_is(tmp_path, digits, runs, tiny_spec):

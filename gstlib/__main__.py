@@ -11,18 +11,20 @@ from pathlib import Path
 
 import pandas as pd
 
-from gstlib import experiments
+from gstlib import experiments, fingerprints
 from gstlib.spec import InputError, RunSpec
-from gstlib.store import DamagedRun, Store
+from gstlib.store import Store
 
 RESULTS = "results"
 
 
 def _runs(args) -> list[tuple[str, experiments.Labelled]]:
-    """(figure, labelled run) of everything asked for."""
-    from gstlib import runner
-
-    return runner.plan(_figures(args), args.profile, args.data, args.seeds)[0]
+    """(figure, labelled run) of everything asked for; `runner.plan` without the images, hence without torch."""
+    size = experiments.profile(args.profile)
+    chosen = [experiments.experiment(name) for name in _figures(args)]
+    seeds = experiments.parse_seeds(size.seeds if args.seeds is None else args.seeds)
+    data = experiments.data_spec(size, *fingerprints.identify(args.data or size.data))
+    return [(figure.name, run) for figure in chosen for run in figure.runs(size, data, seeds)]
 
 
 def _figures(args) -> list[str]:
@@ -47,10 +49,10 @@ def command_list(args) -> int:
     store = Store(args.results)
     if args.campaign:
         return _list_campaign(args, store)
-    runs = _runs(args)
+    runs, stored = _runs(args), set(store.ids())
     _print(pd.DataFrame([{
         "figure": figure, "label": run.label, "seed": run.spec.seed, "id": run.spec.id, "model": run.spec.model.name,
-        "epochs": run.spec.optimiser.epochs, "rate": _iterative_rate(run.spec), "stored": run.spec.id in store,
+        "epochs": run.spec.optimiser.epochs, "rate": _iterative_rate(run.spec), "stored": run.spec.id in stored,
     } for figure, run in runs]), args.json)
     return 0
 
@@ -98,8 +100,9 @@ def command_run(args) -> int:
 def command_status(args) -> int:
     """For every configuration of the figures named: runs stored, runs missing."""
     runs = _runs(args)
-    store = Store(args.results)
-    frame = pd.DataFrame([{"figure": figure, "label": run.label, "stored": run.spec.id in store} for figure, run in runs])
+    stored = set(Store(args.results).ids())
+    frame = pd.DataFrame([{"figure": figure, "label": run.label, "stored": run.spec.id in stored}
+                          for figure, run in runs])
     table = frame.groupby(["figure", "label"], sort=False)["stored"].agg(stored="sum", wanted="size").reset_index()
     table["missing"] = table["wanted"] - table["stored"]
     _print(table, args.json)
@@ -107,26 +110,30 @@ def command_status(args) -> int:
 
 
 def command_verify(args) -> int:
-    """Read every stored run and check it against its digest and its id; exit code 1 when one fails."""
-    store, rows = _existing(args.results), []
+    """Read every stored run and check it against its digest and its id; exit code 1 when one fails; changes nothing."""
+    store, rows, nothing = _existing(args.results), [], {"model": "", "profile": "", "epochs": 0,
+                                                         "final_test_accuracy": None, "commit": "", "problem": ""}
     for run_id in store.ids():
-        row = {"id": run_id, "ok": True, "model": "", "profile": "", "epochs": 0, "final_test_accuracy": None, "commit": "", "problem": ""}
         try:
             run = store.read(run_id)
             epochs = run.tables["epoch"]
-            if len(epochs) != run.spec.optimiser.epochs:
-                raise DamagedRun(f"{len(epochs)} epoch rows of {run.spec.optimiser.epochs}")
-            row |= {"model": run.spec.model.name, "profile": run.provenance["profile"], "epochs": len(epochs),
-                    "final_test_accuracy": round(float(epochs["test_accuracy"].iloc[-1]), 4),
-                    "commit": run.provenance["commit"][:12]}
+            found = {"ok": True, "model": run.spec.model.name, "profile": run.provenance["profile"],
+                     "epochs": len(epochs), "final_test_accuracy": round(float(epochs["test_accuracy"].iloc[-1]), 4),
+                     "commit": run.provenance["commit"][:12]}
         except InputError as error:
-            row |= {"ok": False, "problem": str(error)}
-        rows.append(row)
-    frame = pd.DataFrame(rows)
-    _print(frame, args.json)
-    bad = 0 if frame.empty else int((~frame["ok"]).sum())
+            found = {"ok": False, "problem": str(error)}
+        except KeyError:
+            continue  # moved by another process in between
+        rows.append({"id": run_id} | nothing | found)
+    for other in store.others():
+        # a writer may be at work on a temporary file; what was set aside counts as missing already
+        ok = False if other.kind == "foreign" else None
+        rows.append({"id": other.name, "ok": ok} | nothing | {"problem": other.what})
+    _print(pd.DataFrame(rows), args.json)
+    whole, bad, other = (sum(row["ok"] is ok for row in rows) for ok in (True, False, None))
     if not args.json:
-        print(f"{len(frame) - bad} runs are as they were written, {bad} are not")
+        print(f"{whole} runs are as they were written, {bad} are not"
+              + (f"; {other} other files are set aside or unfinished" if other else ""))
     return 1 if bad else 0
 
 
@@ -155,14 +162,16 @@ def command_bench(args) -> int:
     from gstlib import bench
     from gstlib.engine import pick_device
 
-    result = bench.run(pick_device(args.device), args.quick)
+    result = bench.stored_runs() if args.store else bench.run(pick_device(args.device), args.quick)
     text = json.dumps(result, indent=1)
     if args.output:
         try:
             Path(args.output).write_text(text + "\n")
         except OSError as error:
             raise InputError(f"the figures could not be written to {args.output}: {error.strerror}") from error
-    print(text if args.json else bench.table(result))
+    if args.store and not args.json:
+        text = "\n".join(f"{name}: {seconds:.2f} s" for name, seconds in result.items())
+    print(text if args.json or args.store else bench.table(result))
     return 0
 
 
@@ -216,6 +225,8 @@ def parser() -> argparse.ArgumentParser:
             "--archive", required=True, metavar="FILE", help="the archive, a zip file")
     measure = add("bench", command_bench, figures=False)
     measure.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    measure.add_argument("--store", action="store_true",
+                         help="instead: seconds of list, status and a figure's tables with 10,000 stored runs")
     measure.add_argument("--quick", action="store_true", help="few steps a figure; minutes instead of tens of them")
     measure.add_argument("--json", action="store_true", help="print JSON")
     measure.add_argument("--output", metavar="FILE", help="also write the JSON there")

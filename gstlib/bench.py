@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import functools
 import gc
+import itertools
 import multiprocessing
 import re
 import resource
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -29,10 +33,12 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from gstlib import convolution, experiments, models, runner, train
+from gstlib import analysis, convolution, data, experiments, models, runner, train
+from gstlib import store as stored
 from gstlib.data import SIDE, Images, Loader
 from gstlib.engine import Engine, Replica
 from gstlib.spec import DataSpec, OptimiserSpec, RunSpec
+from gstlib.store import Store
 
 TRAIN, TEST = 50_000, 10_000  # CIFAR-10's images, to which epochs and runs are scaled
 FIGURES = {"conv4": "figure2", "vgg11": "figure1-vgg11", "resnet18": "figure1-resnet18"}
@@ -492,3 +498,55 @@ def seconds_per_run(spec: RunSpec, device: torch.device, replicas: int = 1) -> f
 def _pace(shape: RunSpec, device: torch.device, replicas: int) -> tuple[float, float]:
     cost = measure(Case(shape, replicas), device, *((20, 1, 2000) if device.type == "cuda" else (2, 1, 250)))
     return cost.step / replicas, cost.test
+
+
+def stored_runs(n: int = 10_000) -> dict[str, float]:
+    """Seconds that the commands `list` and `status` (process start included), the heads of all runs (`about`) and the
+    tables of the largest figure take in a results folder of `n` runs.
+
+    The runs are made up, with the rows of profile `paper`: all figures, one
+    seed after the other.  Of Figure 4 ten seeds are loaded, 310 runs.  `first`
+    is the time of the first look at the folder, which makes the index.
+    """
+    profile, images = experiments.profile("paper"), data.load("digits")
+    spec = experiments.data_spec(profile, images.name, images.fingerprint)
+    about = train.provenance(images, torch.device("cpu"), profile.name, 1.0)
+    epoch = {"lr": 1e-3, "train_loss": 0.1, "train_accuracy": 0.9, "test_loss": 1.0, "test_accuracy": 0.5,
+             "test_accuracy_clean": 0.5, "parameters": 100, "seconds": 1.0}
+    event = {"units": 64, "removed": 1, "removed_total": 1, "mean_score": 0.3, **{f"decile_{k}": k / 7 for k in range(10)},
+             "t_pre": 0.5, "t_post": 0.4}
+    took, tables, written = {}, {}, 0
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(folder)
+        store.check_writable()
+        for seed in tqdm(itertools.count(), desc="storing", unit="seed", leave=False):
+            for figure in experiments.EXPERIMENTS.values():
+                for label, run in figure.runs(profile, spec, [seed]):
+                    if run.id in store or written == n:
+                        continue
+                    if (figure.name, label) not in tables:
+                        rows = [{"epoch": e} | epoch for e in range(run.optimiser.epochs)]
+                        events = [] if run.pruning is None else [
+                            {"epoch": e, "layer": name} | event for index, name in enumerate(run.pruning.layers)
+                            for e in run.pruning.schedule.event_epochs(index) if e < run.optimiser.epochs]
+                        tables[figure.name, label] = stored._table({"epoch": rows, "event": events, "histogram": []})
+                    store.file(run.id).write_bytes(stored._pack(run, about, tables[figure.name, label]))
+                    written += 1
+            if written == n:
+                break
+
+        def timed(name: str, function: Callable[[], object]) -> None:
+            began = time.perf_counter()
+            function()
+            took[name] = time.perf_counter() - began
+
+        def command(name: str) -> None:
+            subprocess.run([sys.executable, "-m", "gstlib", name, "--profile", "paper", "--data", "digits", "--results", folder],
+                           check=True, stdout=subprocess.DEVNULL)
+
+        for name in ("list", "status"):
+            timed(name, lambda: command(name))
+        timed("about, first", lambda: list(Store(folder).about()))
+        timed("about", lambda: list(Store(folder).about()))
+        timed("figure", lambda: analysis.study(Store(folder), "figure4", "paper", "digits", 10))
+    return took

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import lzma
 import os
 import sys
@@ -27,9 +26,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from gstlib.spec import DATASETS, DataSpec, InputError, check_choice
+from gstlib import files, fingerprints
+from gstlib.spec import DataSpec, InputError
 
 SIDE = 32
+
+# what an archive or an image may claim, looked at before anything is unpacked
+_MEMBERS, _UNPACKED, _HEADER, _PIXELS = 200_000, 8 * 2**30, 2**20, 64_000_000
+_IN_MEMORY = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
+              tarfile.SOLARIS_XHDTYPE)
+# PostScript is a format too, and reading it would run a program
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 
 # sets whose origin is known by their pixels; shown wherever a number from one is
 TITLES = {
@@ -126,26 +133,16 @@ def load(source: str | os.PathLike = "digits", download: bool = True) -> Images:
     Raises `InputError` for an unknown name and for a folder that is missing,
     empty, lacks a part, has one class, or holds a file that is no image.
     """
-    text = os.fspath(source)
-    if text == "digits":
-        return _digits()
-    if text == "cifar10":
-        return _cifar10(_data_home(), download)
-    path = Path(text)
-    if text == "cifar10-folder":
-        path = _data_home() / text
-    if not path.exists():
-        if os.sep in text or text.startswith("."):
-            raise InputError(f"data {text!r} does not exist; give a folder with train/<class>/* and test/<class>/*")
-        check_choice("data set", text, (*DATASETS, "the path of a folder or archive"))
-        raise InputError(f"data 'cifar10-folder' is looked for at {path}, which does not exist; give its path instead")
-    if path.is_dir() and any((path / name).exists() for name in ("cifar-10-batches-py", "cifar-10-python.tar.gz")):
-        return _cifar10(path, download=False)
-    return _folder(path)
-
-
-def _data_home() -> Path:
-    return Path(os.environ.get("GSTLIB_DATA", "data"))
+    kind, path = fingerprints.locate(source)
+    cached = None
+    if kind == "digits":
+        images = _digits()
+    elif kind == "cifar10":
+        images = _cifar10(path, download and os.fspath(source) == kind)
+    else:
+        images, cached = _folder(path)
+    fingerprints.remember(source, fingerprints.Known(kind, images.fingerprint, images.classes), cached)
+    return images
 
 
 def _digits() -> Images:
@@ -183,44 +180,71 @@ def _images(train_x, train_y, test_x, test_y, name: str, title: str, known: str 
     return Images(*tensors, name, proof, TITLES.get(proof, title))
 
 
-def _folder(path: Path) -> Images:
-    """Images from a tree or an archive of one, through the cache of decoded arrays."""
-    if path.is_file():
-        if not tarfile.is_tarfile(path):
-            raise InputError(f"data {path} is neither a folder nor a tar archive")
-        key = hashlib.sha256(path.read_bytes()).hexdigest()
-    else:
-        listing = [(str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns)
-                   for p in sorted(path.rglob("*")) if p.is_file()]
-        key = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
-    home = Path(os.environ.get("GSTLIB_CACHE", Path.home() / ".cache" / "gstlib"))
-    cached = home / f"images-{key[:32]}.npz"
+def _folder(path: Path) -> tuple[Images, Path | None]:
+    """Images from a tree or an archive of one, through the cache of decoded arrays; and their file there, if any."""
+    try:
+        cached = fingerprints.images_file(path)
+    except OSError as error:
+        raise InputError(f"data {path} cannot be read: {error}") from error
     title = f"images from {path.name}"
     if cached.exists():
         try:
-            with np.load(cached) as arrays:
+            with np.load(cached, allow_pickle=False) as arrays:
                 parts = [arrays[k] for k in ("train_x", "train_y", "test_x", "test_y")]
-            return _images(*parts, "cifar10-folder", title)
+            return _images(*parts, "cifar10-folder", title), cached
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
             tqdm.write(f"cached images in {cached} are damaged; decoding anew", file=sys.stderr)
     if path.is_file():
         with tempfile.TemporaryDirectory() as folder:
-            try:
-                with tarfile.open(path) as archive:
-                    archive.extractall(folder, filter="data")
-            except (tarfile.TarError, OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-                raise InputError(f"archive {path} cannot be unpacked safely: {error}") from error
+            _unpack(path, Path(folder))
             arrays = _decode_tree(Path(folder), shown=path)
     else:
         arrays = _decode_tree(path, shown=path)
+    images = _images(*arrays.values(), "cifar10-folder", title)
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=home, suffix=".tmp", delete=False) as file:
-            np.savez(file, **arrays)
-        os.replace(file.name, cached)
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        files.write_whole(cached, lambda file: np.savez(file, **arrays))
     except OSError as error:
-        tqdm.write(f"decoded images could not be cached in {home}: {error}", file=sys.stderr)
-    return _images(*arrays.values(), "cifar10-folder", title)
+        tqdm.write(f"decoded images could not be cached in {cached.parent}: {error}", file=sys.stderr)
+        return images, None
+    return images, cached
+
+
+class _Member(tarfile.TarInfo):
+    """A member's header; those of long names and the like, which are read into memory whole, may not be large."""
+
+    @classmethod
+    def frombuf(cls, buf, encoding, errors):
+        header = super().frombuf(buf, encoding, errors)
+        if header.size > _HEADER and header.type in _IN_MEMORY:
+            raise _Unsafe(f"a header claims {header.size} bytes")
+        return header
+
+
+class _Unsafe(Exception):
+    """Why an archive is not unpacked."""
+
+
+def _unpack(path: Path, folder: Path) -> None:
+    """Unpack the files and folders of a tar archive into `folder`, each member judged before it is written."""
+    try:
+        try:
+            opened = tarfile.open(path, tarinfo=_Member)
+        except tarfile.ReadError as error:
+            raise InputError(f"data {path} is neither a folder nor a tar archive") from error
+        with opened as archive:
+            size = 0
+            for number, member in enumerate(archive):
+                size += member.size
+                if number >= _MEMBERS or size > _UNPACKED:
+                    raise _Unsafe(f"it claims more than {_MEMBERS} members or {_UNPACKED // 2**30} GiB")
+                if not (member.isreg() or member.isdir()):
+                    raise _Unsafe(f"{member.name[:100]!r} is neither a file nor a folder")
+                archive.extract(member, folder, filter="data")
+    except InputError:
+        raise
+    except (tarfile.TarError, _Unsafe, OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
+        raise InputError(f"archive {path} cannot be unpacked safely: {error}") from error
 
 
 def _decode_tree(root: Path, shown: Path) -> dict[str, np.ndarray]:
@@ -251,17 +275,17 @@ def _decode_tree(root: Path, shown: Path) -> dict[str, np.ndarray]:
 
 
 def _decode(file: Path, shown: Path) -> np.ndarray:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
-        with Image.open(file) as image:
-            if image.size[0] * image.size[1] > 64_000_000:
-                raise InputError(f"{shown} claims {image.size[0]}x{image.size[1]} pixels; refused")
+        with Image.open(file, formats=_FORMATS) as image:
+            if image.size[0] * image.size[1] > _PIXELS:
+                raise ValueError(f"it claims {image.size[0]}x{image.size[1]} pixels")
             image = image.convert("RGB")
             if image.size != (SIDE, SIDE):
                 image = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
             return np.asarray(image).transpose(2, 0, 1)
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # decoders raise many kinds for bytes that are no image
         raise InputError(f"{shown} is no image that can be read ({error}); remove it or mend it") from error
 
 

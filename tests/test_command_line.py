@@ -164,7 +164,7 @@ def test_verify_names_what_is_damaged(filled, results, capsys, damage):
     elif damage == "other name":
         place.write_bytes(filled.file(filled.ids()[0]).read_bytes())
     else:
-        name = "notes"
+        name = "runs/notes.parquet"
         place.with_name("notes.parquet").write_bytes(place.read_bytes())
     assert main(["verify", "--results", str(results), "--json"]) == 1
     bad = [row for row in printed(capsys) if not row["ok"]]
@@ -178,12 +178,32 @@ def test_verify_of_an_empty_folder(tmp_path, capsys):
     assert "0 runs are as they were written, 0 are not" in capsys.readouterr().out
 
 
-def test_verify_finds_missing_epochs(filled, results, capsys):
-    stored = filled.read(filled.ids()[0])
-    rows = stored.tables["epoch"].to_dict("records")[:1]
-    filled.write(stored.spec, stored.provenance, {"epoch": rows})
+def test_verify_shows_what_is_set_aside_or_unfinished_and_changes_nothing(filled, results, capsys):
+    first, second = filled.ids()[:2]
+    filled.set_aside(first, "because")
+    (filled.runs / f".{first}.parquet-abc.tmp").write_bytes(b"half")
+    filled.file(second).write_bytes(b"nonsense")
+    before = sorted(results.rglob("*"))
+    capsys.readouterr()
     assert main(["verify", "--results", str(results), "--json"]) == 1
-    assert [row["problem"] for row in printed(capsys) if not row["ok"]] == ["1 epoch rows of 2"]
+    rows = {row["id"]: row["ok"] for row in printed(capsys)}
+    assert [rows[name] for name in (second, f"damaged/{first}.parquet", f"runs/.{first}.parquet-abc.tmp")] == [
+        False, None, None]
+    assert sorted(results.rglob("*")) == before
+    filled.file(second).unlink()
+    assert main(["verify", "--results", str(results)]) == 0
+    assert "2 runs are as they were written, 0 are not; 2 other files" in capsys.readouterr().out
+
+
+def test_a_damaged_run_is_set_aside_and_trained_again(filled, results, capsys):
+    damaged = filled.ids()[1]
+    before = filled.read(damaged).tables["epoch"]
+    filled.file(damaged).write_bytes(filled.file(damaged).read_bytes()[:-50])
+    assert run(results) == 0
+    out, err = capsys.readouterr()
+    assert "1 runs trained, 3 were stored already" in out and damaged in err and "set aside" in err
+    after = filled.read(damaged).tables["epoch"]
+    assert after.drop(columns="seconds").equals(before.drop(columns="seconds"))
 
 
 def test_runs_travel_in_an_archive(filled, results, tmp_path, capsys):

@@ -2,6 +2,7 @@ import dataclasses
 import io
 import os
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -325,6 +326,103 @@ def test_an_archive_that_reaches_outside_is_refused(tree, tmp_path, cache, monke
     with pytest.raises(InputError, match="a.tar.*safely"):
         data.load(archive)
     assert not list(tmp_path.rglob("escaped.png")) and not list((tmp_path / "temporary").iterdir())
+
+
+def smuggle(archive: Path, header: tarfile.TarInfo) -> None:
+    """Append a header, which may claim anything, and zeros after it."""
+    with tarfile.open(archive, "a") as opened:
+        opened.fileobj.seek(opened.offset)
+        opened.fileobj.write(header.tobuf(tarfile.GNU_FORMAT) + bytes(2**22))
+
+
+def member(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.size, info.type, info.linkname = size, kind, link
+    return info
+
+
+SMUGGLED = {
+    "more than is unpacked": member("train/ant/large.png", 2**40),
+    "a link inside": member("train/ant/link.png", 0, tarfile.SYMTYPE, "0.png"),
+    "a hard link": member("train/ant/link.png", 0, tarfile.LNKTYPE, "train/ant/0.png"),
+    "a pipe": member("train/ant/pipe.png", 0, tarfile.FIFOTYPE),
+    "a device": member("train/ant/device.png", 0, tarfile.CHRTYPE),
+    "an absolute name": member("/train/ant/outside.png"),
+    "a name of two megabytes": member("name", 2**21, tarfile.GNUTYPE_LONGNAME),
+    "a header of two megabytes": member("header", 2**21, tarfile.XHDTYPE),
+    "a global header of two megabytes": member("header", 2**21, tarfile.XGLTYPE),
+}
+
+
+@pytest.mark.parametrize("what", SMUGGLED)
+@pytest.mark.parametrize("first", [False, True])
+def test_a_member_that_no_set_of_images_has_is_refused_unread(tree, tmp_path, cache, monkeypatch, what, first):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    archive = tmp_path / "a.tar"
+    if first:
+        archive.write_bytes(bytes(1024))
+    else:
+        pack(tree, archive, "w")
+    smuggle(archive, SMUGGLED[what])
+    # an absolute name loses its slash and stays inside, where it is no image
+    with pytest.raises(InputError, match="a.tar" if what == "an absolute name" else "a.tar cannot be unpacked safely"):
+        data.load(archive)
+    assert not list((tmp_path / "temporary").iterdir()) and not Path("/train").exists()
+
+
+def test_an_archive_of_too_many_members_is_refused(tree, tmp_path, cache, monkeypatch):
+    archive = pack(tree, tmp_path / "a.tar", "w")
+    monkeypatch.setattr(data, "_MEMBERS", 15)
+    with pytest.raises(InputError, match="claims more than 15 members"):
+        data.load(archive)
+    monkeypatch.setattr(data, "_MEMBERS", 16)
+    assert len(data.load(archive).train_y) == 6
+
+
+def claim(place: Path, width: int, height: int) -> None:
+    """Change a PNG's head to claim another size."""
+    content = bytearray(place.read_bytes())
+    content[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    place.write_bytes(content)
+
+
+@pytest.mark.parametrize("size", [(8001, 8000), (10_000, 10_000), (60_000, 60_000), (2**31 - 1, 2**31 - 1)])
+@pytest.mark.filterwarnings("ignore:Image size")
+def test_an_image_that_claims_to_be_huge_is_refused_undecoded(tree, cache, monkeypatch, size):
+    claim(tree / "test" / "ant" / "1.png", *size)
+    monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(InputError, match="test/ant/1.png is no image"):
+        data._decode(tree / "test" / "ant" / "1.png", Path("test/ant/1.png"))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    with pytest.raises(InputError, match="test/ant/1.png is no image"):
+        data._decode(tree / "test" / "ant" / "1.png", Path("test/ant/1.png"))
+
+
+def test_a_text_in_an_image_that_unpacks_to_much_more_is_refused(tree, cache):
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("comment", "a" * 10_000_000, zip=True)
+    Image.fromarray(picture(0)).save(tree / "train" / "ant" / "0.png", pnginfo=info)
+    with pytest.raises(InputError, match="train/ant/0.png is no image"):
+        data.load(tree)
+
+
+@pytest.mark.parametrize("content", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n",
+                                     b"%PDF-1.4\n", b"<svg xmlns='http://www.w3.org/2000/svg'/>"])
+def test_what_would_be_drawn_by_a_program_is_no_image(tree, cache, content):
+    (tree / "train" / "ant" / "0.png").write_bytes(content)
+    with pytest.raises(InputError, match="train/ant/0.png is no image"):
+        data.load(tree)
+
+
+@pytest.mark.parametrize("ending", ["jpeg", "bmp", "gif", "webp", "tiff", "ppm"])
+def test_common_formats_are_read(tree, cache, ending):
+    Image.fromarray(np.full((32, 32, 3), 64, np.uint8)).save(tree / "train" / "ant" / f"0.{ending}")
+    (tree / "train" / "ant" / "0.png").unlink()
+    assert (data.load(tree).train_x[0].int() - 64).abs().max() <= 2
 
 
 def test_subset_is_a_balanced_prefix(digits):

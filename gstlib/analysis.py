@@ -108,20 +108,26 @@ def study(store: Store, figure: str, profile: str = "smoke", data: str | None = 
     else:
         chosen = experiments.parse_seeds(seeds)
     wanted = what.runs(size, source, chosen)
-    epochs, events, summaries, about, missing = [], [], [], [], []
+    keys, epochs, events, summaries, about, missing = [], [], [], [], [], []
     for run in wanted:
-        if run.spec.id not in stored:
+        found = store.get(run.spec.id)
+        if found is None:
             missing.append(run)
             continue
-        found = store.read(run.spec.id)
         key = {"label": run.label, "seed": run.spec.seed, "run": run.spec.id}
-        epochs.append(found.tables["epoch"].assign(**key))
-        events.append(found.tables["event"].assign(**key))
-        summaries.append(key | summarise(found.tables["epoch"], found.tables["event"]))
-        about.append(key | found.provenance)
+        keys.append(key)
+        epochs.append(found.tables["epoch"])
+        events.append(found.tables["event"])
+        summaries.append(key | summarise(epochs[-1], events[-1]))
+        about.append(found.provenance | key)
 
     def together(frames):
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+        if not frames:
+            return pd.DataFrame()
+        # the keys once for all runs: into each of hundreds of frames would take longer than reading them
+        rows = np.repeat(np.arange(len(frames)), [len(frame) for frame in frames])
+        columns = pd.DataFrame(keys).take(rows).reset_index(drop=True)
+        return pd.concat([pd.concat(frames, ignore_index=True), columns], axis=1)
 
     return Study(what, size, wanted, missing, together(epochs), together(events),
                  pd.DataFrame(summaries), pd.DataFrame(about))
@@ -148,7 +154,7 @@ def summarise(epochs: pd.DataFrame, events: pd.DataFrame) -> dict:
     final_train_accuracy; mean_instability and mean_relative_instability over
     the run's events (nan without any); events: their number; parameters left.
     """
-    tested = epochs.dropna(subset="test_accuracy")
+    tested = epochs[epochs["test_accuracy"].notna()]
     row = {
         "final_accuracy": float(epochs["test_accuracy"].iloc[-1]),
         "best_accuracy": float(tested["test_accuracy"].max()),
@@ -288,7 +294,12 @@ def caption(study: Study, confidence: float = 0.95) -> str:
 
 
 def _listed(values: pd.Series) -> str:
-    return ", ".join(dict.fromkeys(values))
+    return ", ".join(dict.fromkeys(map(_prose, values)))
+
+
+def _prose(text: str) -> str:
+    """A text from anyone's provenance as Markdown that holds no HTML, link, code or formula."""
+    return text.translate(str.maketrans("<>`[]{}$\\", "‹›'()()''"))
 
 
 def short_commit(commit: str) -> str:
@@ -298,7 +309,7 @@ def short_commit(commit: str) -> str:
 
 
 def _span(days: pd.Series) -> str:
-    return days.min() if days.min() == days.max() else f"{days.min()} to {days.max()}"
+    return _prose(days.min() if days.min() == days.max() else f"{days.min()} to {days.max()}")
 
 
 def generalization(study: Study, epoch: int = 35) -> pd.DataFrame:
@@ -358,9 +369,10 @@ def histograms(store: Store, study: Study, last: int = 8) -> pd.DataFrame:
     missing = {run.spec.id for run in study.missing}
     frames = []
     for run in study.wanted:
-        if run.spec.id in missing:
+        found = None if run.spec.id in missing else store.get(run.spec.id)
+        if found is None:
             continue
-        rows = store.read(run.spec.id).tables["histogram"]
+        rows = found.tables["histogram"]
         if len(rows):
             frames.append(rows.assign(label=run.label, seed=run.spec.seed, run=run.spec.id))
     if not frames:

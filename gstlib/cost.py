@@ -89,7 +89,8 @@ class Pace:
                 key, pace = (device, row["model"]), seconds / row["operations_per_run"]
                 self._per_operation[key] = min(pace, self._per_operation.get(key, math.inf))
         runs = pd.DataFrame([{"shape": _shape(spec), "seconds": about["seconds"]} for _, spec, about in store.about()
-                             if about.get("device_type") == "cpu" and "seconds" in about], columns=["shape", "seconds"])
+                             if about.get("device_type") == "cpu" and isinstance(about.get("seconds"), float)],
+                            columns=["shape", "seconds"])
         self.stored = runs.groupby("shape")["seconds"].mean().to_dict()
 
     def gpu(self, spec: RunSpec, of: Work) -> Estimate:

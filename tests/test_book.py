@@ -28,7 +28,7 @@ WIDTHS = {"desktop": 1280, "telephone": 390}
 def toc_files() -> list[str]:
     yaml = pytest.importorskip("yaml")
     toc = yaml.safe_load((BOOK / "_toc.yml").read_text())
-    return [toc["root"], *(entry["file"] for entry in toc["chapters"])]
+    return [toc["root"], *(entry["file"] for part in toc["parts"] for entry in part["chapters"])]
 
 
 def texts() -> dict[str, str]:
@@ -184,7 +184,7 @@ def test_a_page_opens_whole_and_quietly(visit, page, width):
     assert tab.evaluate(overflow) <= 1, "the page is wider than the window"
     if page.startswith("chapters/"):
         shown = tab.locator("article img, article table").count()
-        assert shown > 0 or "no run is stored at profile" in tab.locator("article").inner_text(), \
+        assert shown > 0 or "no run is stored" in tab.locator("article").inner_text().lower(), \
             "a chapter shows neither a figure or table, nor says that its runs are missing"
 
 

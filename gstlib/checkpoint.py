@@ -15,7 +15,6 @@ import json
 import os
 import pickle
 import sys
-import tempfile
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
@@ -24,6 +23,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from gstlib.files import write_whole
 from gstlib.spec import InputError
 
 SCHEMA = 1
@@ -55,6 +55,7 @@ class Checkpoints:
         if not every > 0:
             raise InputError(f"the time between checkpoints must be a positive number of seconds, not {every}")
         self.folder, self.every = Path(folder), every
+        self._failing = False
         self.kind = {"code": code(), "torch": version("torch"), "device": device}
 
     def file(self, run_id: str) -> Path:
@@ -90,31 +91,23 @@ class Checkpoints:
         content = buffer.getbuffer()
         head = {"gstlib.checkpoint": SCHEMA, "id": run_id, "epoch": epoch, "step": step, "kind": self.kind}
         head["sha256"] = _digest(head, content)
-        temporary = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=f".{run_id}-", suffix=".tmp")
-            with os.fdopen(handle, "wb") as file:
-                file.write(json.dumps(head).encode() + b"\n")
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.file(run_id))
+            write_whole(self.file(run_id), lambda file: file.writelines([json.dumps(head).encode(), b"\n", content]))
         except OSError as error:
-            _say(f"run {run_id}: no checkpoint could be written to {self.folder} ({error.strerror or error}); "
-                 "training goes on, the last one stays")
+            if not self._failing:  # once is enough until one succeeds again
+                _say(f"run {run_id}: no checkpoint could be written to {self.folder} ({error.strerror or error}); "
+                     "training goes on, the last one stays")
+            self._failing = True
             return False
-        finally:
-            if temporary is not None:
-                with suppress(OSError):
-                    os.unlink(temporary)
+        self._failing = False
         return True
 
     def remove(self, run_id: str) -> None:
         """Forget a run: its checkpoint and what a killed writer left of one."""
         with suppress(OSError):
             self.file(run_id).unlink(missing_ok=True)
-            for left in self.folder.glob(f".{run_id}-*.tmp"):
+            for left in self.folder.glob(f".{run_id}*.tmp"):
                 left.unlink(missing_ok=True)
 
     def _open(self, run_id: str) -> tuple[dict, memoryview] | None:

@@ -44,12 +44,12 @@ class Outcome:
 
 
 def missing(store: Store, runs: Iterable[Labelled]) -> list[Labelled]:
-    """The runs that `store` lacks, each specification once, in the order given."""
-    seen: dict[str, Labelled] = {}
-    for labelled in runs:
-        if labelled.spec.id not in store:
-            seen.setdefault(labelled.spec.id, labelled)
-    return list(seen.values())
+    """The runs that `store` lacks, each specification once, in the order given.
+
+    Stored ones are read and verified: a damaged one is set aside, and lacks.
+    """
+    once = {labelled.spec.id: labelled for labelled in reversed(list(runs))}
+    return [labelled for run_id, labelled in reversed(once.items()) if not store.whole(run_id)]
 
 
 def plan(figures: Iterable[str], profile: str, source: str | None = None,

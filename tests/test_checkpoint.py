@@ -215,7 +215,7 @@ def test_a_write_that_fails_leaves_the_last_checkpoint(kept, monkeypatch):
 
 def test_removing_takes_what_a_killed_writer_left(kept):
     checkpoints, spec = kept
-    (checkpoints.folder / f".{spec.id}-abc.tmp").write_text("half")
+    (checkpoints.folder / f".{spec.id}.ckpt-abc.tmp").write_text("half")
     checkpoints.remove(spec.id)
     checkpoints.remove(spec.id)
     assert list(checkpoints.folder.iterdir()) == []
@@ -250,4 +250,4 @@ def test_the_code_that_computes_is_named_whole():
                 todo += [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gstlib."):
                 todo.append(node.module.split(".")[1])
-    assert seen - {"checkpoint"} == set(checkpoint._SOURCES)
+    assert seen - {"checkpoint", "files", "fingerprints"} == set(checkpoint._SOURCES)

@@ -14,7 +14,7 @@ FIGURES  := figure1-vgg11 figure1-resnet18
 EXECUTED := book/chapters
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke train figures book test bench browser clean
+.PHONY: help smoke train figures book test bench faults browser clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -55,6 +55,9 @@ test: $(READY) ## run the tests
 bench: $(READY) ## measure the engine against a plain PyTorch loop (QUICK=1: in minutes)
 	mkdir -p build
 	$(BIN)/python -m gstlib bench $(if $(QUICK),--quick) --output build/bench.json
+
+faults: $(READY) ## try to break what keeps runs, and keep what was seen in RESULTS (KILLS=100)
+	$(BIN)/python tests/faults.py $(if $(KILLS),--kills $(KILLS)) --output $(RESULTS)/faults.json
 
 browser: $(READY) ## open every page of the built book in Chromium (build it first)
 	$(BIN)/python -m pytest -m browser tests/test_book.py

@@ -320,12 +320,11 @@ def test_a_folder_that_is_read_only_is_read_and_never_changed(small_disk, capsys
             act()
 
 
-@pytest.mark.parametrize("limit", [0, 1000, 20_000])
+@pytest.mark.parametrize("limit", [0, 1000])
 def test_a_limit_on_file_size_is_told_and_loses_nothing(filled, limit):
     def write(_: int) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        rows = {"epoch": tables()["epoch"], "histogram": tables()["histogram"] * 4000}
-        for act in (filled.check_writable, lambda: filled.write(spec(1), PROVENANCE, rows)):
+        for act in (filled.check_writable, lambda: filled.write(spec(1), PROVENANCE, tables())):
             with pytest.raises(InputError, match="File too large"):
                 act()
 
@@ -626,6 +625,7 @@ def test_other_rows_of_a_stored_run_are_refused(filled, tmp_path):
     added, known, refused = filled.import_(tmp_path / "changed.zip")
     assert (added, known) == ([], []) and "other rows" in refused[spec().id]
     assert filled.read(spec().id).tables["epoch"]["train_loss"][0] == 2 / 3
+    other.file(spec().id).unlink()
     other.write(spec(), PROVENANCE, slower)
     other.export(tmp_path / "slower.zip")
     assert filled.import_(tmp_path / "slower.zip") == ([], [spec().id], {})
@@ -772,7 +772,7 @@ def indexed(tmp_path, monkeypatch) -> Store:
     for seed in range(6):
         store.write(spec(seed), PROVENANCE, tables())
     list(Store(store.path).about())
-    assert leftovers(store) == [".index.parquet"]
+    assert (store.path / ".index.parquet").is_file() and not leftovers(store)
     return store
 
 
@@ -826,9 +826,9 @@ def test_an_index_that_is_no_good_is_made_anew(indexed, monkeypatch, content):
 def test_an_index_that_cannot_be_written_is_done_without(indexed, monkeypatch):
     (indexed.path / ".index.parquet").unlink()
     monkeypatch.setattr(files, "write_whole", refuse)
-    assert len(list(indexed.about())) == 6 and not leftovers(indexed)
+    assert len(list(indexed.about())) == 6 and not (indexed.path / ".index.parquet").exists()
 
 
 def test_few_runs_make_no_index(filled):
     list(filled.about())
-    assert not leftovers(filled)
+    assert [p.name for p in filled.path.iterdir()] == ["runs"]

@@ -4,13 +4,13 @@ RESULTS ?= book/results
 TRAIN   ?= 0
 DATA    ?=
 SEEDS   ?=
+FIGURES ?= all
 PYTHON  ?= python3
 
-# For instance: make figures PROFILE=mini DATA=/data/cifar10 TRAIN=1
+# For instance: make figures PROFILE=mini DATA=/data/cifar10 TRAIN=1 FIGURES="figure4 figure5"
 BIN      := .venv/bin
 READY    := .venv/.ready
 CHAPTERS := $(wildcard chapters/*.ipynb)
-FIGURES  := figure1-vgg11 figure1-resnet18
 EXECUTED := book/chapters
 
 .DEFAULT_GOAL := help
@@ -19,7 +19,7 @@ EXECUTED := book/chapters
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
-	@echo "  Variables: PROFILE=$(PROFILE) RESULTS=$(RESULTS) TRAIN=$(TRAIN) DATA=… SEEDS=…"
+	@echo "  Variables: PROFILE=$(PROFILE) RESULTS=$(RESULTS) TRAIN=$(TRAIN) FIGURES=$(FIGURES) DATA=… SEEDS=…"
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -27,11 +27,12 @@ $(READY): pyproject.toml
 	touch $@
 
 smoke: ## train, draw and build the whole book at the smallest size, from nothing
-	$(MAKE) --no-print-directory book PROFILE=smoke RESULTS=results TRAIN=1 DATA= SEEDS=
+	$(MAKE) --no-print-directory book PROFILE=smoke RESULTS=results TRAIN=1 FIGURES=all DATA= SEEDS=
 	@echo "Open book/_build/html/index.html; the figures are in $(EXECUTED)/figures/."
 
-train: $(READY) ## train what RESULTS lacks at PROFILE
-	$(BIN)/python -m gstlib run $(FIGURES) --profile $(PROFILE) --results $(RESULTS) $(if $(DATA),--data $(DATA)) $(if $(SEEDS),--seeds $(SEEDS))
+train: $(READY) ## train what RESULTS lacks of FIGURES (default: all) at PROFILE
+	$(BIN)/python -m gstlib run $(FIGURES) --profile $(PROFILE) --results $(RESULTS) \
+	  $(if $(DATA),--data $(DATA)) $(if $(SEEDS),--seeds $(SEEDS))
 
 figures: $(READY) ## redraw every figure from RESULTS (TRAIN=1: train first what is missing)
 ifeq ($(TRAIN),1)

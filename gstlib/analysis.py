@@ -6,6 +6,8 @@ Reads stored runs only; imports neither torch nor training.
 from __future__ import annotations
 
 import dataclasses
+import os
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -28,7 +30,7 @@ class Study:
 
     `epochs` and `events` are the stored rows, `runs` one row a run (see
     `summarise`); all carry `label`, `seed` and `run`.  `missing` lists the
-    runs that were asked for and are not there.
+    runs that were asked for and are not there, `command` makes them.
     """
 
     experiment: experiments.Experiment
@@ -39,11 +41,7 @@ class Study:
     events: pd.DataFrame
     runs: pd.DataFrame
     provenance: pd.DataFrame
-
-    @property
-    def command(self) -> str:
-        """The command that makes the missing runs."""
-        return f"python -m gstlib run {self.experiment.name} --profile {self.profile.name}"
+    command: str = ""
 
     @property
     def labels(self) -> list[str]:
@@ -67,12 +65,28 @@ class Estimate(NamedTuple):
         return f"{self.value:{form}} [{self.low:{form}}, {self.high:{form}}]"
 
 
-def find_data(store: Store, profile: Profile, data: str | None) -> DataSpec:
+def command(figures: str | Iterable[str], profile: str, data: str | None = None,
+            results: str | os.PathLike | None = None, seeds=None) -> str:
+    """The command that makes the runs of `figures`; `data`, `results` and `seeds` where they are known."""
+    words = [figures] if isinstance(figures, str) else [*figures]
+    words += ["--profile", profile]
+    if data is not None:
+        words += ["--data", data]
+    if seeds is not None:
+        # "3," is seed 3, "3" would be three seeds
+        words += ["--seeds", str(seeds) if isinstance(seeds, (int, str)) else ",".join(map(str, seeds)) + ","]
+    if results is not None:
+        words += ["--results", os.fspath(results)]
+    return "python -m gstlib run " + shlex.join(words)
+
+
+def find_data(store: Store, profile: Profile, data: str | None, figure: str = "figure1-vgg11") -> DataSpec:
     """The data set that the store's runs at `profile` were trained on.
 
     `data` is a name, or a path (which can only be a `cifar10-folder` or
     `cifar10`), or None for the profile's own.  Raises `InputError` when there
-    is none, or when there are several and results would be mixed.
+    is none (naming the command that makes those of `figure`), or when there
+    are several and results would be mixed.
     """
     name = data or profile.data
     names = {name} if name in DATASETS else {"cifar10", "cifar10-folder"}
@@ -80,8 +94,7 @@ def find_data(store: Store, profile: Profile, data: str | None) -> DataSpec:
              if about["profile"] == profile.name and spec.data.name in names}
     if not found:
         raise InputError(f"{store.path} holds no run at profile {profile.name!r} on data {name!r}; "
-                         f"make them with: python -m gstlib run figure1-vgg11 --profile {profile.name} "
-                         f"--data {name} --results {store.path}")
+                         f"make them with: {command(figure, profile.name, name, store.path)}")
     if len(found) > 1:
         prints = ", ".join(f"{n} {f[:12]}" for f, n in sorted(found.items()))
         raise InputError(f"{store.path} holds runs at profile {profile.name!r} on several data sets ({prints}); "
@@ -98,7 +111,7 @@ def study(store: Store, figure: str, profile: str = "smoke", data: str | None = 
     listed, never passed over.
     """
     size, what = experiments.profile(profile), experiments.experiment(figure)
-    source = find_data(store, size, data)
+    source = find_data(store, size, data, figure)
     stored = set(store.ids())
     if seeds is None:
         number = size.seeds
@@ -129,8 +142,10 @@ def study(store: Store, figure: str, profile: str = "smoke", data: str | None = 
         columns = pd.DataFrame(keys).take(rows).reset_index(drop=True)
         return pd.concat([pd.concat(frames, ignore_index=True), columns], axis=1)
 
+    asked = seeds if seeds is not None or len(chosen) == size.seeds else len(chosen)
     return Study(what, size, wanted, missing, together(epochs), together(events),
-                 pd.DataFrame(summaries), pd.DataFrame(about))
+                 pd.DataFrame(summaries), pd.DataFrame(about),
+                 command(figure, profile, data or source.name, store.path, asked))
 
 
 def instability(events: pd.DataFrame) -> pd.DataFrame:
@@ -215,8 +230,8 @@ def correlation(runs: pd.DataFrame, x: str = "mean_instability", y: str = "final
     if table["label"].value_counts().min() < 2:
         return Correlation(float(test.statistic), float(test.pvalue), float("nan"), float("nan"), len(table))
     rng = np.random.default_rng(seed)
-    rows = [rng.choice(places, size=(DRAWS, len(places))) for places in table.reset_index(drop=True).groupby("label").indices.values()]
-    draws = np.concatenate(rows, axis=1)
+    groups = table.reset_index(drop=True).groupby("label").indices.values()
+    draws = np.concatenate([rng.choice(places, size=(DRAWS, len(places))) for places in groups], axis=1)
     a, b = table[x].to_numpy()[draws], table[y].to_numpy()[draws]
     a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -267,9 +282,10 @@ def correlation_sentence(study: Study) -> str:
 
 
 def caption(study: Study, confidence: float = 0.95) -> str:
-    """What a figure rests on, from the runs' own provenance: data, profile, runs, interval, device, date, what is missing.
+    """What a figure rests on, from the runs' own provenance: data, profile, runs, interval, device, date.
 
-    Raises `InputError` when no run is stored, naming the command that makes them.
+    What is missing is named with the command that makes it.  Raises
+    `InputError` when no run is stored, naming that command too.
     """
     if study.runs.empty:
         raise InputError(f"no run of {study.experiment.name} is stored at profile {study.profile.name!r}; "
@@ -277,10 +293,11 @@ def caption(study: Study, confidence: float = 0.95) -> str:
     counts = study.runs.groupby("label").size()
     number = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
     about = study.provenance
+    intervals = ", hence no intervals" if number == "1" else (
+        f"; intervals are {confidence:.0%} bootstrap intervals over runs")
     text = (
         f"Data: {_listed(about['data_title'])}. Profile: {study.profile.title}. "
-        f"{number} run{'' if number == '1' else 's'} per configuration"
-        f"{', hence no intervals' if number == '1' else f'; intervals are {confidence:.0%} bootstrap intervals over runs'}. "
+        f"{number} run{'' if number == '1' else 's'} per configuration{intervals}. "
         f"Device: {_listed(about['device'])}. "
         f"Finished: {_span(about['finished'].str[:10])}. Code: commit {_listed(about['commit'].map(short_commit))}."
     )
@@ -289,7 +306,8 @@ def caption(study: Study, confidence: float = 0.95) -> str:
         for run in study.missing:
             short.setdefault(run.label, []).append(run.spec.seed)
         which = "; ".join(f"{label}: seed {', '.join(map(str, seeds))}" for label, seeds in short.items())
-        text += f" **Missing: {len(study.missing)} of {len(study.wanted)} runs ({which}).**"
+        text += (f" **Missing: {len(study.missing)} of {len(study.wanted)} runs ({which}).** "
+                 f"Make them with `{study.command}`.")
     return text
 
 

@@ -662,7 +662,7 @@ def evaluate(store: Store, profile: str | None = None, data: str | None = None, 
     held: dict[str, set[str]] = {}
     for _, spec, about in heads:
         held.setdefault(about["profile"], set()).add(spec.data.name)
-    found = {name: _at(store, name, _named(held.get(name, set()), name, data), seeds) for name in (*full, reduced)}
+    found = {name: _at(store, name, _named(held.get(name, set()), name, data), seeds, data) for name in (*full, reduced)}
     rows = []
     for claim in CLAIMS:
         small = found[reduced][claim.id]
@@ -691,16 +691,23 @@ def _named(names: set[str], profile: str, data: str | None) -> str | None:
     return own if own in names else min(names, default=None)
 
 
-def _at(store: Store, profile: str, data: str | None, seeds) -> dict[str, dict]:
-    """Every claim's estimate and verdict at one profile, by the claim's id."""
+def _at(store: Store, profile: str, data: str | None, seeds, asked: str | None) -> dict[str, dict]:
+    """Every claim's estimate and verdict at one profile, by the claim's id; `data` None where nothing is stored.
+
+    `asked` is the data set that the reader named, if any, for the command that makes what is missing.
+    """
     figures = dict.fromkeys(need.figure for claim in CLAIMS for need in claim.needs)
     studies = {figure: analysis.study(store, figure, profile, data, seeds) for figure in figures} if data else {}
     tables = {figure: run_table(store, study) for figure, study in studies.items()}
-    return {claim.id: judge(claim, profile, studies, tables, store) for claim in CLAIMS}
+    return {claim.id: judge(claim, profile, studies, tables, store, asked or data) for claim in CLAIMS}
 
 
-def judge(claim: Claim, profile: str, studies: dict, tables: dict, store: Store) -> dict:
-    """A claim's estimate, interval, number of runs and verdict at one profile, and what is missing."""
+def judge(claim: Claim, profile: str, studies: dict, tables: dict, store: Store | None,
+          data: str | None = None) -> dict:
+    """A claim's estimate, interval, number of runs and verdict at one profile, and what is missing.
+
+    `store` and `data` are named in the command that makes it.
+    """
     row = {"estimate": math.nan, "low": math.nan, "high": math.nan, "confidence": 0.95, "n": 0, "unit": "",
            "verdict": NOT_RUN, "why": "", "note": ""}
     given, few, missing, commands = [], [], 0, {}
@@ -712,8 +719,8 @@ def judge(claim: Claim, profile: str, studies: dict, tables: dict, store: Store)
         short = [f"{label} has {stored.get(label, 0)}" for label in need.labels if stored.get(label, 0) < FEWEST]
         gone = sum(run.label in need.labels for run in studies[need.figure].missing) if need.figure in studies else 0
         if short or gone:
-            seeds = f" --seeds {FEWEST}" * (experiments.profile(profile).seeds < FEWEST)
-            commands[f"python -m gstlib run {need.figure} --profile {profile}{seeds}"] = None
+            seeds = FEWEST if experiments.profile(profile).seeds < FEWEST else None
+            commands[analysis.command(need.figure, profile, data, store and store.path, seeds)] = None
         given, few, missing, row["n"] = [*given, runs], few + short, missing + gone, row["n"] + len(runs)
     if not claim.needs:
         given = [_costs(store) if profile in FULL_WIDTH else pd.Series(dtype=float)]

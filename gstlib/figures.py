@@ -420,11 +420,20 @@ def _bars(estimate: analysis.Estimate) -> np.ndarray | None:
 
 def save(figure: Figure, folder: str | Path, name: str, rows: pd.DataFrame) -> list[Path]:
     """Write `name`.png, .svg and .csv (the rows behind it) into `folder`; the same input gives the same SVG."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    places = [folder / f"{name}.{kind}" for kind in ("png", "svg", "csv")]
+    places = _places(folder, name)
+    places[0].parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(places[0], metadata={"Software": None})
     with matplotlib.rc_context({"svg.hashsalt": "gstlib"}):
         figure.savefig(places[1], metadata={"Date": None, "Creator": None})
     rows.to_csv(places[2], index=False, float_format="%.6g", lineterminator="\n")
     return places
+
+
+def remove(folder: str | Path, name: str) -> None:
+    """Take away what `save` wrote under this name, if anything: a figure that can no longer be drawn is not shown."""
+    for place in _places(folder, name):
+        place.unlink(missing_ok=True)
+
+
+def _places(folder: str | Path, name: str) -> list[Path]:
+    return [Path(folder) / f"{name}.{kind}" for kind in ("png", "svg", "csv")]

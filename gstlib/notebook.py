@@ -1,13 +1,16 @@
 """What the book's chapters share: parameters checked, missing runs trained, a panel shown with its caption and files.
 
-A chapter's `parameters` cell is followed by one that makes a `Chapter`; the
-other cells call its methods and hold no machinery of their own.
+A chapter's `parameters` cell is followed by one that makes a `Chapter` (or,
+where it shows no panel, calls `prepare`); the other cells call its methods
+and hold no machinery of their own.
 """
 
 from __future__ import annotations
 
+import ast
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -20,60 +23,85 @@ from gstlib.analysis import Study
 from gstlib.spec import InputError, check_choice
 from gstlib.store import Store
 
+PARAMETERS = ("profile", "data", "seeds", "device", "results", "train", "executor", "output")
+_EXECUTORS = ("local", "processes", "ray")  # the runner's own list stands on torch, which a reader does without
 _WIDTH = 600  # of a picture on a desktop; a narrower screen shrinks it
+
+
+@contextmanager
+def _without_traceback():
+    """Let IPython show an `InputError` as its message alone, which says what to do."""
+    try:
+        yield
+    except InputError:
+        if shell := get_ipython():
+            shell.InteractiveTB.set_mode("Minimal")
+        raise
+
+
+def prepare(names: Sequence[str], *, profile: str, data: str | None, seeds, device: str, results: str, train: bool,
+            executor: str | None, output: str) -> Store:
+    """Go to the project's root, check a chapter's parameters, train if asked what the experiments `names` lack.
+
+    Returns the store.  Raises `InputError` for a parameter that chapters do
+    not have and for a bad value: one message, no traceback.
+    """
+    find_root()
+    with _without_traceback():
+        check(profile, data, seeds, device, results, train, output, executor)
+        store = Store(results)
+        if train and names:
+            from gstlib import runner
+
+            outcome = runner.train_missing(store, names, profile, data, seeds, device, quiet=True, executor=executor)
+            if outcome.failed:
+                raise InputError("; ".join(f"run {run_id} failed: {why}" for run_id, why in outcome.failed.items()))
+        return store
 
 
 class Chapter:
     """A chapter's studies (one for each experiment in `names`), and the ways in which it shows them.
 
     `name` is the notebook's file name without its ending; the other arguments
-    are the notebook's parameters.  Raises `InputError` for a bad value, and
-    when `results` holds no run at all at the profile: one message, no traceback.
+    are the notebook's parameters.  Raises what `prepare` raises, and
+    `InputError` when `results` holds no run at all at the profile.
     """
 
-    def __init__(self, name: str, names: Sequence[str], *, profile: str, data: str | None, seeds,
-                 device: str, results: str, train: bool, output: str):
-        find_root()
-        try:
-            check(profile, data, seeds, device, results, train, output)
-            self.name, self.output, self.store = name, Path(output), Store(results)
-            if train:
-                from gstlib import runner
-
-                runner.train_missing(self.store, names, profile, data, seeds, device, quiet=True)
-            self._refuse_nothing(names, profile, data)
+    def __init__(self, name: str, names: Sequence[str], *, profile: str, data: str | None, seeds, device: str,
+                 results: str, train: bool, executor: str | None, output: str):
+        self.store = prepare(names, profile=profile, data=data, seeds=seeds, device=device, results=results,
+                             train=train, executor=executor, output=output)
+        self.name, self.output = name, Path(output)
+        with _without_traceback():
+            if not any(about["profile"] == profile for _, _, about in self.store.about()):
+                raise InputError(f"{self.store.path} holds no run at profile {profile!r}; make them with: "
+                                 + analysis.command(names, profile, data or experiments.profile(profile).data,
+                                                    self.store.path, seeds))
             self.studies = [analysis.study(self.store, figure, profile, data, seeds) for figure in names]
-        except InputError:
-            if shell := get_ipython():
-                shell.InteractiveTB.set_mode("Minimal")  # the message says what to do
-            raise
-
-    def _refuse_nothing(self, names: Sequence[str], profile: str, data: str | None) -> None:
-        if not any(about["profile"] == profile for _, _, about in self.store.about()):
-            where = f"{f' --data {data}' if data else ''} --results {self.store.path}"
-            raise InputError(f"{self.store.path} holds no run at profile {profile!r}; "
-                             f"make them with: python -m gstlib run {' '.join(names)} --profile {profile}{where}")
 
     def show(self, study: Study, draw: Callable[[Study], Figure], name: str, text: str,
              rows: Callable[[Study], pd.DataFrame] = lambda study: study.runs, confidence: float = 0.95) -> None:
         """Draw and save one panel with its caption and links, or say which command makes its runs.
 
-        `name` names its files, `text` says what is seen, `rows` gives the table behind it.
+        `name` names its files, `text` says what is seen, `rows` gives the
+        table behind it.  A panel without runs leaves no file, not even that
+        of an earlier time when there were some.
         """
+        runs = self.output / f"{name}-runs.csv"
         if study.runs.empty:
+            figures.remove(self.output, name)
+            runs.unlink(missing_ok=True)
             self.say(f"*{study.experiment.title}: no run is stored at profile {study.profile.name}. "
                      f"Make them with* `{study.command}`.")
             return
-        runs = f"{name}-runs"
         self.output.mkdir(parents=True, exist_ok=True)
-        analysis.runs_table(study).to_csv(self.output / f"{runs}.csv", index=False, float_format="%.6g",
-                                          lineterminator="\n")
+        analysis.runs_table(study).to_csv(runs, index=False, float_format="%.6g", lineterminator="\n")
         self.show_figure(draw(study), name, rows(study), text, analysis.caption(study, confidence),
-                         {"runs": f"figures/{runs}.csv"})
+                         {"runs": f"figures/{runs.name}"})
 
     def show_figure(self, figure: Figure, name: str, rows: pd.DataFrame, text: str, caption: str = "",
                     more: dict[str, str] | None = None) -> None:
-        """Save and display `figure`, beneath it `text`, `caption` and links to PNG, SVG, CSV, `more` and the notebook."""
+        """Save and display `figure`; beneath it `text`, `caption`, links to PNG, SVG, CSV, `more` and the notebook."""
         picture, *_ = figures.save(figure, self.output, name, rows)
         display(Image(str(picture), width=_WIDTH, alt=text))
         links = {kind: f"figures/{name}.{kind.lower()}" for kind in ("PNG", "SVG", "CSV")} | (more or {})
@@ -99,10 +127,15 @@ def find_root() -> None:
             return
 
 
-def check(profile, data, seeds, device, results, train, output) -> None:
-    """Raise `InputError` for a parameter's value that no chapter can use."""
+@_without_traceback()
+def check(profile, data, seeds, device, results, train, output, executor=None) -> None:
+    """Raise `InputError` for a parameter that chapters do not have, or a value that none can use."""
+    for name in injected():
+        check_choice("parameter", name, PARAMETERS)
     experiments.profile(profile)
     check_choice("device", device, ("auto", "cpu", "cuda"))
+    if executor is not None:
+        check_choice("executor", executor, _EXECUTORS)
     if train not in (False, True):
         raise InputError(f"train must be True or False, not {train!r}")
     if not isinstance(seeds, (int, str, list, type(None))):
@@ -114,3 +147,18 @@ def check(profile, data, seeds, device, results, train, output) -> None:
     for what, value in (("results", results), ("output", output)):
         if not (isinstance(value, str) and value):
             raise InputError(f"{what} must name a folder, not {value!r}")
+
+
+def injected(history: Iterable[str] | None = None) -> list[str]:
+    """Names that papermill set in this notebook; it takes any name and only prints a warning for one not known.
+
+    It puts them into a cell of their own, which begins with the comment
+    "# Parameters".  `history` is the text of every cell run so far (None: as
+    IPython keeps it).
+    """
+    if history is None:
+        shell = get_ipython()
+        history = shell.user_ns.get("In", []) if shell else []
+    cells = [ast.parse(text) for text in history if text.startswith("# Parameters\n")]
+    return [target.id for cell in cells for line in cell.body if isinstance(line, ast.Assign)
+            for target in line.targets if isinstance(target, ast.Name)]

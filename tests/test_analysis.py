@@ -1,10 +1,14 @@
+import shlex
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
-from gstlib import analysis, experiments, figures
+from gstlib import analysis, experiments, figures, runner
+from gstlib.__main__ import parser
 from gstlib.spec import InputError
+from gstlib.store import Store
 
 from made_up import DATA, SMOKE, fill, write
 
@@ -52,6 +56,7 @@ def test_missing_runs_are_named(store):
     assert [r.spec.id for r in study.missing] == [gone.spec.id]
     assert "Missing: 1 of 15 runs (L r=40: seed 1)" in analysis.caption(study)
     assert "2 to 3 runs per configuration" in analysis.caption(study)
+    assert f"Make them with `{study.command}`." in analysis.caption(study)
 
 
 def test_no_runs_at_all_names_the_command(store):
@@ -60,6 +65,22 @@ def test_no_runs_at_all_names_the_command(store):
     study = analysis.study(store, "figure3", "smoke")
     with pytest.raises(InputError, match="python -m gstlib run figure3 --profile smoke"):
         analysis.caption(study)
+
+
+def test_the_command_that_a_study_names_makes_what_it_lacks(tmp_path, digits):
+    place = tmp_path / "my results"
+    data = experiments.data_spec(SMOKE, "digits", digits.fingerprint)
+    write(Store(place), experiments.figure3(SMOKE, data, [2])[0], 0.5, 0.0)
+    for asked, seeds in ((None, [0, 1, 2]), ("0,2", [0, 2]), ([3], [3])):
+        study = analysis.study(Store(place), "figure3", "smoke", seeds=asked)
+        program, *words = shlex.split(study.command)[2:]
+        args = parser().parse_args(words)
+        assert program == "gstlib" and args.command == "run" and args.results == str(place)
+        planned, _ = runner.plan(args.figures, args.profile, args.data, args.seeds)
+        assert {run.spec.seed for _, run in planned} == set(seeds)
+        assert runner.missing(Store(place), [run for _, run in planned]) == runner.missing(Store(place), study.missing)
+    shown = analysis.command(["figure1-vgg11", "figure3"], "mini", "/my images", "r")
+    assert shown == "python -m gstlib run figure1-vgg11 figure3 --profile mini --data '/my images' --results r"
 
 
 def test_results_of_two_data_sets_are_never_mixed(store):
@@ -120,5 +141,6 @@ def test_figures_draw_what_is_stored(store, tmp_path):
 
 
 def test_a_method_has_one_colour():
-    colours = {label: figures.method_colour(label) for label in ("none", "S r=4", "S r=40", "L r=40", "S r=4 l2", "R r=40")}
+    labels = ("none", "S r=4", "S r=40", "L r=40", "S r=4 l2", "R r=40")
+    colours = {label: figures.method_colour(label) for label in labels}
     assert len(set(colours.values())) == len(colours)

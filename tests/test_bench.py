@@ -143,3 +143,8 @@ def test_processes_side_by_side():
     case = bench.Case(bench.model_spec("vgg11", 1 / 16, 8), replicas=2)
     cost = bench._cost(case, CPU, 1, 3, 8)
     assert len(cost.blocks) == 3 and cost.step > 0 and cost.memory > 200e6
+
+
+def test_stored_runs_are_listed_and_loaded():
+    took = bench.stored_runs(35)
+    assert set(took) == {"list", "status", "about, first", "about", "figure"} and all(0 < s < 600 for s in took.values())

@@ -92,7 +92,8 @@ def runs_html(table: pd.DataFrame) -> str:
 
     return to_html_datatable(
         table, connected=False, allow_html=False, table_id="runs", showIndex=False, maxBytes=0, scrollX=True,
-        display_logo_when_loading=False, classes="display compact nowrap", style="width:100%", pageLength=25,
+        display_logo_when_loading=False, text_in_header_can_be_selected=False, classes="display compact nowrap",
+        style="width:100%", pageLength=25,
         lengthMenu=[10, 25, 100, {"label": "all", "value": -1}],
         # in another order than itables' own, which it would leave out where a page holds every row
         layout={"topStart": "search", "topEnd": "pageLength", "bottomStart": "info", "bottomEnd": "paging"},

@@ -13,6 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING
@@ -100,8 +101,10 @@ class _Worker:
         theirs.close()  # so that the end of the process is the end of the pipe
 
     def give(self, group: list[Labelled]) -> None:
+        """Have `group` trained."""
         self.group = group
-        self.connection.send([labelled.spec for labelled in group])
+        with suppress(OSError):  # where the process has died meanwhile, the end of its pipe tells
+            self.connection.send([labelled.spec for labelled in group])
 
     def end(self) -> str:
         """Close the pipe, wait for the process or kill it; returns how it ended."""

@@ -102,7 +102,7 @@ def hushed():
 def killed(folder: Path, whole: Whole, kills: int = 100, seed: int = 0) -> Seen:
     """SIGKILL to a working campaign, again and again, each time begun again from what it left."""
     moments = random.Random(seed)
-    done = finished = equal = resumed = 0
+    done = finished = equal = resumed = midway = 0
     with tqdm(total=kills, desc="kills", unit="kill", disable=None) as bar:
         while done < kills:
             runs, results = campaign(first_seed=100 * finished), folder / f"campaign-{finished}"
@@ -110,11 +110,12 @@ def killed(folder: Path, whole: Whole, kills: int = 100, seed: int = 0) -> Seen:
             while True:
                 ready, child = _forked(lambda: go(results, runs, replicas=replicas))
                 os.read(ready, 1)
-                time.sleep(moments.uniform(0, 0.6))
+                time.sleep(moments.uniform(0, 2.5))
                 over = os.waitpid(child, os.WNOHANG)[0] == child
                 if not over:
                     os.kill(child, signal.SIGKILL)
                     os.waitpid(child, 0)
+                    midway += any((results / "checkpoints").glob("*"))
                     done += 1
                     bar.update()
                 os.close(ready)
@@ -130,9 +131,10 @@ def killed(folder: Path, whole: Whole, kills: int = 100, seed: int = 0) -> Seen:
                 break
     total = 4 * finished
     return Seen(f"campaign killed with SIGKILL at {done} random moments", "every final table equal to the uninterrupted one's",
-                f"{equal} of {total} runs equal in every digit, {resumed} of them resumed; {finished} campaigns; "
+                f"{equal} of {total} runs equal in every digit; {midway} kills struck with a run under way, {resumed} runs went "
+                f"on from a checkpoint; {finished} campaigns; "
                 + ("nothing left behind" if clean else "checkpoints or leases left behind"),
-                done, equal == total and clean and done >= kills)
+                done, equal == total and clean and done >= kills and resumed > 0)
 
 
 def _forked(act: Callable[[], object]) -> tuple[int, int]:

@@ -10,7 +10,7 @@ ABOUT = {"data": "digits", "data_title": "scikit-learn digits", "fingerprint": "
 
 
 def write(store, labelled, final, fall, profile="smoke"):
-    """Store a made-up run: accuracy .5 until the end, where it is `final`; every event falls by `fall`."""
+    """Store a made-up run in place of any: accuracy .5 until the end, where it is `final`; events fall by `fall`."""
     spec = labelled.spec
     epochs = [{"epoch": e, "lr": 1e-3, "train_loss": 0.1, "train_accuracy": 0.9, "test_loss": 1.0, "test_accuracy": 0.5,
                "test_accuracy_clean": 0.5, "parameters": 100, "seconds": 1.0} for e in range(spec.optimiser.epochs)]
@@ -22,6 +22,7 @@ def write(store, labelled, final, fall, profile="smoke"):
                    "t_pre": 0.5, "t_post": 0.5 - fall}
                   for e in range(spec.optimiser.epochs) for i, name in enumerate(spec.pruning.layers)
                   if e in schedule.event_epochs(i)]
+    store.file(spec.id).unlink(missing_ok=True)  # the store itself keeps what it has
     store.write(spec, ABOUT | {"profile": profile, "data": spec.data.name}, {"epoch": epochs, "event": events})
 
 

@@ -8,17 +8,16 @@ they are a target or the floor, and say that.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import pandas as pd
 
-from gstlib import bench, experiments
+from gstlib import bench, experiments, tables
 from gstlib.data import SIDE
 from gstlib.experiments import PROFILES, Profile
-from gstlib.spec import InputError, RunSpec
+from gstlib.spec import RunSpec
 from gstlib.store import Store
 
 PEAK_OPERATIONS, PEAK_BYTES = 800e12, 3e12  # per second, what an H100 reaches in bf16, and to and from its memory
@@ -81,7 +80,7 @@ class Pace:
     """
 
     def __init__(self, store: Store):
-        rows = [row for row in _benchmarks(store) if row.get("steps_per_s")]
+        rows = [row for result in tables.benchmarks(store) for row in result["rows"] if row.get("steps_per_s")]
         self._per_operation = {}
         for device in ("cuda", "cpu"):
             for row in (row for row in rows if row["device"] == device):
@@ -122,17 +121,6 @@ class Pace:
 def _shape(spec: RunSpec) -> tuple:
     """What a run's time depends on, near enough."""
     return spec.model, sizes(spec), spec.optimiser.epochs, spec.optimiser.batch_size, spec.precision, spec.data.augment
-
-
-def _benchmarks(store: Store) -> list[dict]:
-    rows = []
-    for place in sorted(store.path.glob("bench*.json")):
-        try:
-            rows += json.loads(place.read_text())["rows"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{place} is no benchmark ({error!r}); "
-                             f"make it with: python -m gstlib bench --output {place}") from error
-    return rows
 
 
 def table(store: Store, profile: str) -> pd.DataFrame:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from html import escape
 
 import pandas as pd
 
 from gstlib import analysis, experiments
 from gstlib.experiments import PROFILES
-from gstlib.spec import DataSpec, PruningSpec, RunSpec
+from gstlib.spec import DataSpec, InputError, PruningSpec, RunSpec
 from gstlib.store import Store
 
 _NONE = "–"
@@ -26,7 +27,7 @@ _RUNS = ("run", "figures", "configuration", "seed", "accuracy, %", "profile", "n
 PAGES = {
     "figure1-vgg11": "chapters/figure1", "figure1-resnet18": "chapters/figure1", "figure2": "chapters/figure2",
     "figure3": "chapters/figure3", "figure4": "chapters/figure4", "figure5": "chapters/figure5",
-    "figureA1": "chapters/ebn", "figureA2": "chapters/figure1-run", "bench": "engine",
+    "figureA1": "chapters/ebn", "figureA2": "chapters/figure1-run", "bench": "chapters/engine",
 }
 
 
@@ -142,3 +143,50 @@ def verdicts_sentence(table: pd.DataFrame, store: Store) -> str:
     days = [about["finished"][:10] for _, _, about in store.about()]
     made = f"{len(days)} stored run{'s' * (len(days) != 1)}" + (f", the last finished on {max(days)}" if days else "")
     return f"From {made}. At full width: {counted('verdict')}. At small scale: {counted('small_scale')}."
+
+
+def benchmarks(store: Store) -> list[dict]:
+    """What `python -m gstlib bench` wrote into the results folder (`bench*.json`), by file name.
+
+    Raises `InputError` for a file that holds something else.
+    """
+    found = []
+    for place in sorted(store.path.glob("bench*.json")):
+        try:
+            result = json.loads(place.read_text())
+            if not {"machine", "rows", "techniques", "costs"} <= set(result):
+                raise ValueError("it lacks machine, rows, techniques or costs")
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{place} is no benchmark ({error}); "
+                             f"make it with: python -m gstlib bench --output {place}") from error
+        found.append(result)
+    return found
+
+
+def bench_machine(result: dict) -> str:
+    """Where and when a benchmark was made, in words (Markdown)."""
+    machine = result["machine"]
+    return (f"Measured on {escape(str(machine['device']))}, {machine['cores']} cores, torch {machine['versions']['torch']}, "
+            f"{machine['finished'][:10]}, commit `{analysis.short_commit(str(machine['commit']))}`, full-width networks, batch 128"
+            + (", a few steps of each" if machine["quick"] else "")
+            + f". Peaks in that session: {machine['peak_operations_per_s'] / 1e12:.3g} TFLOP/s, "
+              f"{machine['peak_bytes_per_s'] / 1e9:.3g} GB/s.")
+
+
+def bench_html(result: dict) -> list[tuple[str, str]]:
+    """(heading, table) of a benchmark's speeds, of what each technique gives, and of what events and scores cost."""
+    rows, techniques, costs = (pd.DataFrame(result[name]) for name in ("rows", "techniques", "costs"))
+    if not rows.empty:
+        rows["memory"] = rows["peak_memory_bytes"].astype(float) / 2**30
+    shown = (("Speed", rows, {
+        "model": "network", "replicas": "runs", "steps_per_s": "steps/s", "plain_steps_per_s": "plain loop, steps/s",
+        "ratio_to_plain_loop": "ratio", "seconds_per_epoch": "s an epoch", "compute_floor_ms": "floor, ms (operations)",
+        "memory_floor_ms": "floor, ms (memory)", "gap": "gap", "memory": "GiB"}),
+        ("What each technique gives", techniques, {
+            "model": "network", "replicas": "runs", "technique": "technique", "steps_per_s": "steps/s with it",
+            "steps_per_s_without": "without", "gain": "gain"}),
+        ("What events, tests and scores cost", costs, {
+            "model": "network", "cost": "what", "ms": "ms", "training_steps": "in training steps"}))
+    return [(heading, frame.reindex(columns=list(names)).rename(columns=names).to_html(
+        index=False, border=0, classes="table", escape=True, na_rep=_NONE, float_format=lambda value: f"{value:.3g}"))
+        for heading, frame, names in shown if not frame.empty]

@@ -309,7 +309,7 @@ def benchmark(path, device, seconds):
            "operations_per_run": bench.operations_per_run(bench.model_spec("vgg11"))}
     path.mkdir(parents=True, exist_ok=True)
     rows = [row, {"model": "vgg11", "device": device, "steps_per_s": None}]
-    (path / f"bench-{device}.json").write_text(json.dumps({"rows": rows}))
+    (path / f"bench-{device}.json").write_text(json.dumps({"machine": {}, "rows": rows, "techniques": [], "costs": []}))
 
 
 def test_hours_say_what_they_rest_on(tmp_path):
@@ -404,3 +404,21 @@ def test_the_page_on_pruning_prints_the_same_every_time(tmp_path):
     checked = subprocess.run([sys.executable, "-m", "pytest", "--nbval", "-p", "no:cacheprovider", "-q", str(place)],
                              cwd=tmp_path, capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout
+
+
+def test_the_engine_page_shows_what_was_measured_and_escapes_it(tmp_path):
+    row = {"model": "vgg11", "replicas": 2, "steps_per_s": 2.5, "plain_steps_per_s": 1.0, "ratio_to_plain_loop": 2.5,
+           "seconds_per_epoch": 156.4, "compute_floor_ms": 300.0, "memory_floor_ms": 20.0, "gap": 1.33,
+           "peak_memory_bytes": 2**31}
+    machine = {"device": "<b>chip</b>", "cores": 2, "versions": {"torch": "2.12.1"}, "finished": "2026-01-02T03:04:05",
+               "commit": "abc", "quick": True, "peak_operations_per_s": 3e11, "peak_bytes_per_s": 7e9}
+    result = {"machine": machine, "rows": [row], "costs": [{"model": "vgg11", "cost": "<i>step</i>", "ms": 1, "training_steps": 1}],
+              "techniques": []}
+    (tmp_path / "bench.json").write_text(json.dumps(result))
+    found, = tables.benchmarks(Store(tmp_path))
+    text = tables.bench_machine(found)
+    assert "&lt;b&gt;chip" in text and "2026-01-02" in text and "a few steps" in text and "0.3 TFLOP/s" in text
+    shown = dict(tables.bench_html(found))
+    assert list(shown) == ["Speed", "What events, tests and scores cost"]  # no technique was measured
+    assert "<td>2.5</td>" in shown["Speed"] and "<td>156</td>" in shown["Speed"] and "<td>2</td>" in shown["Speed"]
+    assert "&lt;i&gt;step" in shown["What events, tests and scores cost"]

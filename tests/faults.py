@@ -65,8 +65,8 @@ def campaign(first_seed: int = 0, number: int = 4) -> list[Labelled]:
 
 
 def go(results: Path, runs: list[Labelled], **options) -> runner.Outcome:
-    """Train what is missing, in this process unless told otherwise, with a checkpoint every 20 ms."""
-    options = {"workers": 1, "executor": "local", "quiet": True, "checkpoint_every": 0.02} | options
+    """Train what is missing, in this process unless told otherwise, with a checkpoint every 100 ms."""
+    options = {"workers": 1, "executor": "local", "quiet": True, "checkpoint_every": 0.1} | options
     return runner.run(Store(results), runs, digits(), "digits", "faults", "cpu", **options)
 
 
@@ -110,7 +110,7 @@ def killed(folder: Path, whole: Whole, kills: int = 100, seed: int = 0) -> Seen:
             while True:
                 ready, child = _forked(lambda: go(results, runs, replicas=replicas))
                 os.read(ready, 1)
-                time.sleep(moments.uniform(0, 2.5))
+                time.sleep(moments.uniform(0, 3))
                 over = os.waitpid(child, os.WNOHANG)[0] == child
                 if not over:
                     os.kill(child, signal.SIGKILL)

@@ -169,10 +169,12 @@ def summarise(epochs: pd.DataFrame, events: pd.DataFrame) -> dict:
     final_train_accuracy; mean_instability and mean_relative_instability over
     the run's events (nan without any); events: their number; parameters left.
     """
-    tested = epochs[epochs["test_accuracy"].notna()]
+    # arrays, since pandas would take as long for a run's few sums as reading the run does
+    accuracy = epochs["test_accuracy"].to_numpy(float)
+    tested = ~np.isnan(accuracy)
     row = {
-        "final_accuracy": float(epochs["test_accuracy"].iloc[-1]),
-        "best_accuracy": float(tested["test_accuracy"].max()),
+        "final_accuracy": float(accuracy[-1]),
+        "best_accuracy": float(max(accuracy[tested], default=np.nan)),
         "final_train_accuracy": float(epochs["train_accuracy"].iloc[-1]),
         "parameters": int(epochs["parameters"].iloc[-1]),
         "mean_instability": float("nan"), "mean_relative_instability": float("nan"), "events": 0,
@@ -180,7 +182,7 @@ def summarise(epochs: pd.DataFrame, events: pd.DataFrame) -> dict:
     if len(events):
         each = instability(events)
         # the accuracy of the last event's own epoch was measured before it struck
-        after = tested.loc[tested["epoch"] > each["epoch"].max(), "test_accuracy"]
+        after = accuracy[tested & (epochs["epoch"].to_numpy() > each["epoch"].max())]
         row |= {
             "best_accuracy": float(max([*after, each["t_post"].iloc[-1]])),
             "mean_instability": float(each["instability"].mean()),

@@ -90,7 +90,7 @@ class Pace:
         runs = pd.DataFrame([{"shape": _shape(spec), "seconds": about["seconds"]} for _, spec, about in store.about()
                              if about.get("device_type") == "cpu" and isinstance(about.get("seconds"), float)],
                             columns=["shape", "seconds"])
-        self.stored = runs.groupby("shape")["seconds"].mean().to_dict()
+        self.stored = runs.groupby("shape", sort=False)["seconds"].mean().to_dict()
 
     def gpu(self, spec: RunSpec, of: Work) -> Estimate:
         """A run's share of an H100's time."""

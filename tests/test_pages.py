@@ -343,6 +343,9 @@ def test_stored_runs_tell_their_own_time(tmp_path):
     assert found["cpu_basis"] == "measured" and found["cpu"] == pytest.approx(found["runs"] * 36 / 2 / 3600)
     (name, ratio), = cost.stored_over_benchmark(store).items()
     assert name == "vgg11, width 0.125" and ratio > 1
+    other = experiments.figure2(SMOKE, DATA, [0])[0].spec  # of another shape, and shapes have no order
+    store.write(other, ABOUT | {"seconds": 7.0}, epochs(other))
+    assert cost.table(store, "smoke").set_index("figure").loc["figure2", "cpu_basis"] == "measured"
 
 
 def test_a_damaged_benchmark_is_named(tmp_path):

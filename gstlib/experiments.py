@@ -41,8 +41,8 @@ class Profile:
 
 PROFILES = {p.name: p for p in (
     Profile("smoke", "smoke (a trial of the machinery)", "digits", divisor=20, divisor_conv4=4, width=1 / 8,
-            train_size=128, test_size=100, test_every=1, seeds=2, precision="float32", channels_last=True,
-            batch_size=16),
+            train_size=96, test_size=60, test_every=1, seeds=2, precision="float32", channels_last=True,
+            batch_size=12),
     Profile("mini", "mini (half width, 5,000 images, quarter schedule)", "cifar10-folder", divisor=4, divisor_conv4=1,
             width=1 / 2, train_size=5000, test_size=4000, test_every=3, seeds=3, precision="bf16", channels_last=True),
     Profile("quarter", "quarter (full networks, a quarter of the epochs)", "cifar10", divisor=4, divisor_conv4=1,

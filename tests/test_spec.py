@@ -11,14 +11,14 @@ PRUNING = PruningSpec(("conv7", "conv8"), (3, 6), (150, 275), (0.3, 0.9), 40)
 SPEC = RunSpec(DataSpec("digits", "f" * 64), ModelSpec("vgg11"), pruning=PRUNING)
 
 PINNED = [
-    ("smoke", "figure1-vgg11", "none", "704685dd580daec7"),
-    ("smoke", "figure1-vgg11", "S r=40", "68da494a5395241f"),
-    ("smoke", "figure1-resnet18", "L r=40", "9ea30c2497588e9a"),
-    ("smoke", "figure2", "D5 weight", "b04da4d7d0797966"),
-    ("smoke", "figure3", "L one-shot filter", "b1a227d21dc8ddf6"),
-    ("smoke", "figure4", "R r=100", "0cf4bc923d785755"),
-    ("smoke", "figure5", "gaussian 1500", "8e89c5279244a206"),
-    ("smoke", "figureA1", "none", "ca98b6134d561890"),
+    ("smoke", "figure1-vgg11", "none", "96577c29586542b0"),
+    ("smoke", "figure1-vgg11", "S r=40", "d5fdaf735dc80085"),
+    ("smoke", "figure1-resnet18", "L r=40", "a17ca08572cba4ba"),
+    ("smoke", "figure2", "D5 weight", "690edce80055a770"),
+    ("smoke", "figure3", "L one-shot filter", "3995a48af95c399a"),
+    ("smoke", "figure4", "R r=100", "06e4205e7cb7a2d4"),
+    ("smoke", "figure5", "gaussian 1500", "d6e091b14d0a2558"),
+    ("smoke", "figureA1", "none", "1aee0af8c6f05cca"),
     ("mini", "figure1-vgg11", "none", "37d7e0178a514166"),
     ("mini", "figure1-vgg11", "S r=40", "e2580bf4f211fe28"),
     ("mini", "figure1-resnet18", "L r=40", "b7a6e738d75b2ee2"),

@@ -121,7 +121,7 @@ def study(store: Store, figure: str, profile: str = "smoke", data: str | None = 
     else:
         chosen = experiments.parse_seeds(seeds)
     wanted = what.runs(size, source, chosen)
-    keys, epochs, events, summaries, about, missing = [], [], [], [], [], []
+    keys, epochs, events, about, missing = [], [], [], [], []
     for run in wanted:
         found = store.get(run.spec.id)
         if found is None:
@@ -131,7 +131,6 @@ def study(store: Store, figure: str, profile: str = "smoke", data: str | None = 
         keys.append(key)
         epochs.append(found.tables["epoch"])
         events.append(found.tables["event"])
-        summaries.append(key | summarise(epochs[-1], events[-1]))
         about.append(found.provenance | key)
 
     def together(frames):
@@ -142,8 +141,13 @@ def study(store: Store, figure: str, profile: str = "smoke", data: str | None = 
         columns = pd.DataFrame(keys).take(rows).reset_index(drop=True)
         return pd.concat([pd.concat(frames, ignore_index=True), columns], axis=1)
 
+    struck = together(events)
+    each = instability(struck).groupby(["label", "run"], sort=False) if len(struck) else ()
+    falls = {key: rows for key, rows in each}
+    summaries = [key | _summary(rows, falls.get((key["label"], key["run"]))) for key, rows in zip(keys, epochs)]
+
     asked = seeds if seeds is not None or len(chosen) == size.seeds else len(chosen)
-    return Study(what, size, wanted, missing, together(epochs), together(events),
+    return Study(what, size, wanted, missing, together(epochs), struck,
                  pd.DataFrame(summaries), pd.DataFrame(about),
                  command(figure, profile, data or source.name, store.path, asked))
 
@@ -169,22 +173,26 @@ def summarise(epochs: pd.DataFrame, events: pd.DataFrame) -> dict:
     final_train_accuracy; mean_instability and mean_relative_instability over
     the run's events (nan without any); events: their number; parameters left.
     """
+    return _summary(epochs, instability(events) if len(events) else None)
+
+
+def _summary(epochs: pd.DataFrame, each: pd.DataFrame | None) -> dict:
+    """`summarise`, of what `instability` made of the run's events."""
     # arrays, since pandas would take as long for a run's few sums as reading the run does
     accuracy = epochs["test_accuracy"].to_numpy(float)
     tested = ~np.isnan(accuracy)
     row = {
         "final_accuracy": float(accuracy[-1]),
         "best_accuracy": float(max(accuracy[tested], default=np.nan)),
-        "final_train_accuracy": float(epochs["train_accuracy"].iloc[-1]),
-        "parameters": int(epochs["parameters"].iloc[-1]),
+        "final_train_accuracy": float(epochs["train_accuracy"].to_numpy()[-1]),
+        "parameters": int(epochs["parameters"].to_numpy()[-1]),
         "mean_instability": float("nan"), "mean_relative_instability": float("nan"), "events": 0,
     }
-    if len(events):
-        each = instability(events)
+    if each is not None:
         # the accuracy of the last event's own epoch was measured before it struck
-        after = accuracy[tested & (epochs["epoch"].to_numpy() > each["epoch"].max())]
+        after = accuracy[tested & (epochs["epoch"].to_numpy() > each["epoch"].to_numpy().max())]
         row |= {
-            "best_accuracy": float(max([*after, each["t_post"].iloc[-1]])),
+            "best_accuracy": float(max([*after, each["t_post"].to_numpy()[-1]])),
             "mean_instability": float(each["instability"].mean()),
             "mean_relative_instability": float(each["relative_instability"].mean()),
             "events": len(each),

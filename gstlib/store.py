@@ -419,8 +419,8 @@ def _pack(spec: RunSpec, provenance: dict, table: pa.Table) -> bytes:
         "gstlib.digest": _digest(text, about, len(table), _arrays(table)),
     })
     file = io.BytesIO()
-    # so few rows gain nothing from dictionaries and statistics, which take longer to read than the values
-    pq.write_table(table, file, compression="zstd", use_dictionary=False, write_statistics=False)
+    # so few rows gain little from dictionaries, statistics and denser packing, which take longer to read than the values
+    pq.write_table(table, file, compression="lz4", use_dictionary=False, write_statistics=False)
     return file.getvalue()
 
 
@@ -498,7 +498,7 @@ def _arrays(table: pa.Table) -> dict[str, np.ndarray]:
     arrays = {}
     for name, column in zip(table.column_names, table.columns):
         if name in _TEXTS:
-            arrays[name] = np.array(column.to_pylist(), dtype=object)
+            arrays[name] = column.to_numpy()
         else:
             whole = pa.types.is_integer(column.type) and not column.null_count
             arrays[name] = column.to_numpy().astype("int64" if whole else "float64")
@@ -508,15 +508,20 @@ def _arrays(table: pa.Table) -> dict[str, np.ndarray]:
 def _rows(columns: dict[str, np.ndarray], table: str, names: list[str] | None) -> pd.DataFrame:
     """The rows of one table, without the columns that only others have, whole numbers whole again."""
     rows = np.flatnonzero(columns["table"] == table)
+    if len(rows) == 0:
+        return pd.DataFrame(columns=names and pd.Index(names))
+    if rows[-1] - rows[0] == len(rows) - 1:
+        rows = slice(rows[0], rows[-1] + 1)  # a view, not a copy
     chosen = {name: columns[name][rows] for name in (columns if names is None else names) if name != "table"}
     if names is None:  # the first files written do not name their columns
         chosen = {name: values for name, values in chosen.items() if not pd.isna(values).all()}
-    if len(rows) and not set(_NEEDED[table]) <= set(chosen):
+    if not set(_NEEDED[table]) <= set(chosen):
         raise ValueError(f"its {table} rows lack {', '.join(sorted(set(_NEEDED[table]) - set(chosen)))}")
     for name in set(_WHOLE) & set(chosen):
-        if not np.isfinite(chosen[name]).all():
-            raise ValueError(f"{name} has gaps")
-        chosen[name] = chosen[name].astype("int64")
+        if chosen[name].dtype != "int64":
+            if not np.isfinite(chosen[name]).all():
+                raise ValueError(f"{name} has gaps")
+            chosen[name] = chosen[name].astype("int64")
     return pd.DataFrame(chosen)
 
 
@@ -530,9 +535,7 @@ def _digest(spec: str, provenance: str, rows: int, columns: dict[str, np.ndarray
         if columns[name].dtype == object:
             digest.update("\0".join(value or "" for value in columns[name]).encode())
         else:
-            values = columns[name].astype("<f8")
-            values[np.isnan(values)] = np.nan  # one of its many bit patterns
-            digest.update(values.tobytes())
+            digest.update(columns[name].astype("<f8").tobytes())
     return digest.hexdigest()
 
 

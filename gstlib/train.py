@@ -205,7 +205,7 @@ class _Group:
     """Runs of one shape, epoch by epoch."""
 
     def __init__(self, specs, images: Images, device: torch.device, progress, profile: str,
-                 checkpoints: Checkpoints | None, stop: Callable[[], bool]):
+                 checkpoints: Checkpoints | None = None, stop: Callable[[], bool] = lambda: False):
         self.device, self.progress, self.profile = device, progress, profile
         self.checkpoints, self.stop = checkpoints, stop
         self.images = images.subset(specs[0].data)

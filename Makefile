@@ -12,6 +12,8 @@ BIN      := .venv/bin
 READY    := .venv/.ready
 CHAPTERS := $(wildcard chapters/*.ipynb)
 EXECUTED := book/chapters
+# kernels with no start-up files of the user's, and silent about their connection being one within this machine
+KERNELS  := build/ipython
 
 .DEFAULT_GOAL := help
 .PHONY: help smoke train figures book test bench faults browser clean
@@ -39,8 +41,9 @@ ifeq ($(TRAIN),1)
 	$(MAKE) --no-print-directory train
 endif
 	rm -rf $(EXECUTED)
-	mkdir -p $(EXECUTED)
-	printf '%s\n' $(basename $(notdir $(CHAPTERS))) | xargs -P 2 -I NAME \
+	mkdir -p $(EXECUTED) $(KERNELS)/profile_default
+	echo 'c.IPKernelApp.log_level = "ERROR"' > $(KERNELS)/profile_default/ipython_kernel_config.py
+	printf '%s\n' $(basename $(notdir $(CHAPTERS))) | IPYTHONDIR=$(CURDIR)/$(KERNELS) xargs -P 2 -I NAME \
 	  $(BIN)/papermill --no-progress-bar --log-level ERROR chapters/NAME.ipynb $(EXECUTED)/NAME.ipynb -k python3 \
 	    -p profile $(PROFILE) -p results $(RESULTS) -p output $(EXECUTED)/figures \
 	    $(if $(DATA),-p data $(DATA)) $(if $(SEEDS),-r seeds $(SEEDS))

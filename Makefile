@@ -43,7 +43,8 @@ endif
 	rm -rf $(EXECUTED)
 	mkdir -p $(EXECUTED) $(KERNELS)/profile_default
 	echo 'c.IPKernelApp.log_level = "ERROR"' > $(KERNELS)/profile_default/ipython_kernel_config.py
-	printf '%s\n' $(basename $(notdir $(CHAPTERS))) | IPYTHONDIR=$(CURDIR)/$(KERNELS) xargs -P 2 -I NAME \
+	# in reverse, because the longest (prune, which trains) must not begin last
+	printf '%s\n' $(basename $(notdir $(CHAPTERS))) | sort -r | IPYTHONDIR=$(CURDIR)/$(KERNELS) xargs -P 2 -I NAME \
 	  $(BIN)/papermill --no-progress-bar --log-level ERROR chapters/NAME.ipynb $(EXECUTED)/NAME.ipynb -k python3 \
 	    -p profile $(PROFILE) -p results $(RESULTS) -p output $(EXECUTED)/figures \
 	    $(if $(DATA),-p data $(DATA)) $(if $(SEEDS),-r seeds $(SEEDS))

@@ -12,8 +12,9 @@ BIN      := .venv/bin
 READY    := .venv/.ready
 CHAPTERS := $(wildcard chapters/*.ipynb)
 EXECUTED := book/chapters
-# kernels with no start-up files of the user's, and silent about their connection being one within this machine
+# kernels with no start-up files of the user's, which leave it to papermill to say what went wrong
 KERNELS  := build/ipython
+CORES    := $(shell getconf _NPROCESSORS_ONLN)
 
 .DEFAULT_GOAL := help
 .PHONY: help smoke train figures book test bench faults browser clean
@@ -42,9 +43,9 @@ ifeq ($(TRAIN),1)
 endif
 	rm -rf $(EXECUTED)
 	mkdir -p $(EXECUTED) $(KERNELS)/profile_default
-	echo 'c.IPKernelApp.log_level = "ERROR"' > $(KERNELS)/profile_default/ipython_kernel_config.py
+	echo 'c.IPKernelApp.log_level = "CRITICAL"' > $(KERNELS)/profile_default/ipython_kernel_config.py
 	# in reverse, because the longest (prune, which trains) must not begin last
-	printf '%s\n' $(basename $(notdir $(CHAPTERS))) | sort -r | IPYTHONDIR=$(CURDIR)/$(KERNELS) xargs -P 2 -I NAME \
+	printf '%s\n' $(basename $(notdir $(CHAPTERS))) | sort -r | IPYTHONDIR=$(CURDIR)/$(KERNELS) xargs -P $(CORES) -I NAME \
 	  $(BIN)/papermill --no-progress-bar --log-level ERROR chapters/NAME.ipynb $(EXECUTED)/NAME.ipynb -k python3 \
 	    -p profile $(PROFILE) -p results $(RESULTS) -p output $(EXECUTED)/figures \
 	    $(if $(DATA),-p data $(DATA)) $(if $(SEEDS),-r seeds $(SEEDS))

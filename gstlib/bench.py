@@ -505,7 +505,7 @@ def stored_runs(n: int = 10_000) -> dict[str, float]:
     tables of the largest figure take in a results folder of `n` runs.
 
     The runs are made up, with the rows of profile `paper`: all figures, one
-    seed after the other.  Of Figure 4 ten seeds are loaded, 310 runs.  `first`
+    seed after the other.  Of Figure 4 ten seeds are loaded, 260 runs.  `first`
     is the time of the first look at the folder, which makes the index.
     """
     profile, images = experiments.profile("paper"), data.load("digits")

@@ -18,10 +18,10 @@ from scipy import stats
 
 from gstlib import experiments
 from gstlib.experiments import Labelled, Profile
+from gstlib.intervals import DRAWS, interval, pooled_pearson
 from gstlib.spec import DATASETS, DataSpec, InputError
 from gstlib.store import Store
 
-DRAWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -227,8 +227,8 @@ def correlation(runs: pd.DataFrame, x: str = "mean_instability", y: str = "final
                 confidence: float = 0.95, seed: int = 0) -> Correlation:
     """Pearson's correlation of two columns over runs (Figure 1 right; claims C1 and C2).
 
-    The interval resamples runs within configurations (`label`), 10,000 draws,
-    percentile; there is none (nan) where a configuration has a single run,
+    The interval resamples runs within configurations (`label`), see
+    `intervals.interval`; there is none (nan) where a configuration has a single run,
     which could only be drawn again.  Unpruned runs, which have no
     instability, do not count.  All nan with fewer than three runs or where a
     column does not vary.
@@ -239,15 +239,9 @@ def correlation(runs: pd.DataFrame, x: str = "mean_instability", y: str = "final
     test = stats.pearsonr(table[x], table[y])
     if table["label"].value_counts().min() < 2:
         return Correlation(float(test.statistic), float(test.pvalue), float("nan"), float("nan"), len(table))
-    rng = np.random.default_rng(seed)
-    groups = table.reset_index(drop=True).groupby("label").indices.values()
-    draws = np.concatenate([rng.choice(places, size=(DRAWS, len(places))) for places in groups], axis=1)
-    a, b = table[x].to_numpy()[draws], table[y].to_numpy()[draws]
-    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        drawn = (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
-    low, high = np.nanquantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Correlation(float(test.statistic), float(test.pvalue), float(low), float(high), len(table))
+    groups = [rows[[x, y]].to_numpy(float) for _, rows in table.groupby("label", sort=False)]
+    found = interval(groups, pooled_pearson, confidence, seed)
+    return Correlation(float(test.statistic), float(test.pvalue), found.low, found.high, len(table))
 
 
 def table(study: Study) -> pd.DataFrame:

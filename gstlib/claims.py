@@ -24,14 +24,14 @@ import pandas as pd
 from scipy import stats
 
 from gstlib import analysis, experiments
-from gstlib.analysis import DRAWS, Study
+from gstlib.analysis import Study
+from gstlib.intervals import Interval, interval, pearson, pooled_pearson
 from gstlib.spec import DATASETS, InputError
 from gstlib.store import Store
 
 FULL_WIDTH = ("paper", "quarter")  # the profiles that speak about the paper, the one nearest to it first
 SMALL = "mini"
 FEWEST = 3  # runs in every configuration compared
-BCA_RUNS = 5  # with fewer in a configuration the jackknife's acceleration is noise, and percentiles are taken
 SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_RUN = "supported", "contradicted", "inconclusive", "not run"
 
 # thresholds that the rules need and the paper's words leave open, chosen before any result
@@ -39,16 +39,6 @@ FEW_EPOCHS = 5  # C3: "a few epochs", epochs of training whatever the profile
 EXPONENTIAL_FIT = 0.95  # C7: R^2; normally distributed weights, whose magnitudes are half-normal, reach .926
 NEAR_NORMAL = 0.1  # C18: a distance at which no tail's share is off by more than ten points
 LAST_LAYERS = 8  # C18: the layers of Figure A1
-
-
-class Interval(NamedTuple):
-    """A statistic with its bootstrap interval, the number of runs, and the two-sided p-value against zero."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-    p: float
 
 
 class Part(NamedTuple):
@@ -95,61 +85,7 @@ class Claim:
     evaluate: Callable[..., Finding]
 
 
-# --- intervals -------------------------------------------------------------------------------------------------------
-
-def interval(groups: Sequence[np.ndarray], statistic: Callable[..., np.ndarray], confidence: float = 0.95,
-             seed: int = 0) -> Interval:
-    """Bootstrap interval of `statistic(*groups)`, runs resampled within their group (configuration).
-
-    A group has a run a row: (runs,) or (runs, columns).  `statistic` works on
-    many draws at once: (draws, runs[, columns]) arrays in, (draws,) out.  BCa
-    from five runs in every group on, percentile below: the bias correction
-    from the draws, the acceleration from leaving out one run at a time in
-    each group (Efron and Tibshirani 1993, section 14.3, in its form for
-    several samples).  `p` inverts the interval: the smallest 1 - confidence
-    at which it excludes zero.  Seeded: the same runs give the same interval.
-    """
-    groups = [np.asarray(group, dtype=float) for group in groups]
-    n = sum(map(len, groups))
-    rng = np.random.default_rng(seed)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        # in chunks, for ten thousand draws of three hundred runs do not fit everywhere;
-        # rounded, for equal runs must give equal draws whatever the order of a sum
-        drawn = np.concatenate([statistic(*(g[rng.integers(len(g), size=(size, len(g)))] for g in groups))
-                                for size in np.diff([*range(0, DRAWS, 1000), DRAWS])]).round(12)
-        value = float(statistic(*(g[None] for g in groups))[0].round(12))
-        drawn = drawn[np.isfinite(drawn)]
-        if not np.isfinite(value) or not len(drawn):
-            return Interval(value, math.nan, math.nan, n, math.nan)
-        bias = acceleration = 0.0
-        if min(map(len, groups)) >= BCA_RUNS and np.ptp(drawn) > 0:
-            bias, acceleration = _quantile_of(drawn, value), _acceleration(groups, statistic)
-    z = bias + stats.norm.ppf([(1 - confidence) / 2, (1 + confidence) / 2])
-    low, high = np.quantile(drawn, stats.norm.cdf(bias + z / (1 - acceleration * z)))
-    zero = _quantile_of(drawn, 0.0) - bias
-    tail = stats.norm.cdf(zero / (1 + acceleration * zero) - bias)
-    beyond = drawn.min() > 0 or drawn.max() < 0  # then the draws know only that p is smaller than they can tell
-    p = 2 / (len(drawn) + 1) if beyond else 2 * min(tail, 1 - tail)
-    return Interval(value, float(low), float(high), n, float(p))
-
-
-def _quantile_of(drawn: np.ndarray, value: float) -> float:
-    """The standard normal quantile at the share of draws below `value`, ties counted half, never infinite."""
-    share = ((drawn < value).mean() + (drawn <= value).mean()) / 2
-    return float(stats.norm.ppf(np.clip(share, 1 / (len(drawn) + 1), len(drawn) / (len(drawn) + 1))))
-
-
-def _acceleration(groups, statistic) -> float:
-    squares = cubes = 0.0
-    for j, group in enumerate(groups):
-        n = len(group)
-        others = np.array([[i for i in range(n) if i != left_out] for left_out in range(n)])
-        values = statistic(*(g[others] if i == j else np.broadcast_to(g, (n, *g.shape)) for i, g in enumerate(groups)))
-        influence = (n - 1) / n * (values.mean() - values)
-        squares, cubes = squares + (influence**2).sum(), cubes + (influence**3).sum()
-    acceleration = cubes / (6 * squares**1.5) if squares > 0 else 0.0
-    return float(acceleration) if np.isfinite(acceleration) else 0.0
-
+# --- rules -----------------------------------------------------------------------------------------------------------
 
 def holm(p: Sequence[float]) -> np.ndarray:
     """Holm's step-down adjustment of p-values: all tests together err in `level` of cases at p < level."""
@@ -192,7 +128,7 @@ def contrast(*weights: float) -> Callable[..., np.ndarray]:
 def spearman(*groups: np.ndarray) -> np.ndarray:
     """Spearman's rho between the groups' order and their runs' values, for each draw."""
     place = stats.rankdata(np.repeat(np.arange(len(groups)), [g.shape[1] for g in groups]))
-    return _pearson(place[None], stats.rankdata(np.concatenate(groups, axis=1), axis=1))
+    return pearson(place[None], stats.rankdata(np.concatenate(groups, axis=1), axis=1))
 
 
 def exponential_fit(*deciles: np.ndarray) -> np.ndarray:
@@ -205,19 +141,10 @@ def exponential_fit(*deciles: np.ndarray) -> np.ndarray:
     return 1 - ((means - fitted) ** 2).sum(1) / ((means - means.mean(1, keepdims=True)) ** 2).sum(1)
 
 
-def _correlation(*groups: np.ndarray) -> np.ndarray:
-    points = np.concatenate(groups, axis=1)
-    return _pearson(points[..., 0], points[..., 1])
-
-
 def _profiles(*groups: np.ndarray) -> np.ndarray:
     """Pearson's r, over the columns, of two groups' mean rows."""
-    return _pearson(*(g.mean(1) for g in groups))
+    return pearson(*(g.mean(1) for g in groups))
 
-
-def _pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
-    return (a * b).sum(1) / np.sqrt((a**2).sum(1) * (b**2).sum(1))
 
 
 # --- parts of claims -------------------------------------------------------------------------------------------------
@@ -283,7 +210,7 @@ _FIGURE4 = tuple(label for curve in _CURVES.values() for label in curve)
 
 def _correlates(runs: pd.DataFrame) -> Finding:
     groups = _values(runs, list(runs["label"].unique()), ["instability", "accuracy"])
-    found = interval(groups, _correlation)
+    found = interval(groups, pooled_pearson)
     points = np.concatenate(groups)
     p = f"{stats.pearsonr(points[:, 0], points[:, 1]).pvalue:.2g}" if np.isfinite(found.value) else "undefined"
     return together(Part("correlation", found, side(found), "Pearson's r"), note=f"Pearson's p = {p}")

@@ -11,8 +11,9 @@ import pytest
 from scipy import stats
 
 import made_up
-from gstlib import analysis, claims, experiments
-from gstlib.claims import CLAIMS, CONTRADICTED, INCONCLUSIVE, NOT_RUN, SUPPORTED, Interval, Part, interval
+from gstlib import analysis, claims, experiments, intervals
+from gstlib.claims import CLAIMS, CONTRADICTED, INCONCLUSIVE, NOT_RUN, SUPPORTED, Part
+from gstlib.intervals import Interval, interval, pooled_pearson
 from gstlib.spec import InputError
 from gstlib.store import Store
 
@@ -63,7 +64,7 @@ def test_p_value_inverts_the_interval():
 def test_equal_runs_give_a_point_and_no_verdict():
     found = interval([np.full(5, 0.1), np.full(3, 0.1)], difference)
     assert found[:3] == (0, 0, 0) and claims.side(found) == INCONCLUSIVE
-    constant = interval([np.full((4, 2), 0.1)] * 2, lambda *g: claims._correlation(*g))
+    constant = interval([np.full((4, 2), 0.1)] * 2, pooled_pearson)
     assert np.isnan(constant.low) and claims.side(constant) == INCONCLUSIVE
 
 
@@ -233,7 +234,7 @@ def tables(claim: str, sign: int, n: int = 5) -> list[pd.DataFrame]:
 
 @pytest.fixture
 def few_draws(monkeypatch):
-    monkeypatch.setattr(claims, "DRAWS", 2000)
+    monkeypatch.setattr(intervals, "DRAWS", 2000)
 
 
 STORED = [claim.id for claim in CLAIMS if claim.needs]

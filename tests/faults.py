@@ -102,6 +102,7 @@ def hushed():
 def killed(folder: Path, whole: Whole, kills: int = 100, seed: int = 0) -> Seen:
     """SIGKILL to a working campaign, again and again, each time begun again from what it left."""
     moments = random.Random(seed)
+    whole.equal(folder, campaign(number=1))  # loads what torch loads late, which every child would else do again
     done = finished = equal = resumed = midway = 0
     with tqdm(total=kills, desc="kills", unit="kill", disable=None) as bar:
         while done < kills:
@@ -110,7 +111,7 @@ def killed(folder: Path, whole: Whole, kills: int = 100, seed: int = 0) -> Seen:
             while True:
                 ready, child = _forked(lambda: go(results, runs, replicas=replicas))
                 os.read(ready, 1)
-                time.sleep(moments.uniform(0, 3))
+                time.sleep(moments.uniform(0, 1.5))
                 over = os.waitpid(child, os.WNOHANG)[0] == child
                 if not over:
                     os.kill(child, signal.SIGKILL)

@@ -48,8 +48,10 @@ def missing(store: Store, runs: Iterable[Labelled]) -> list[Labelled]:
 
     Stored ones are read and verified: a damaged one is set aside, and lacks.
     """
-    once = {labelled.spec.id: labelled for labelled in reversed(list(runs))}
-    return [labelled for run_id, labelled in reversed(once.items()) if not store.whole(run_id)]
+    once: dict[str, Labelled] = {}
+    for labelled in runs:
+        once.setdefault(labelled.spec.id, labelled)
+    return [labelled for run_id, labelled in once.items() if not store.whole(run_id)]
 
 
 def plan(figures: Iterable[str], profile: str, source: str | None = None,

@@ -66,7 +66,7 @@ faults: $(READY) ## try to break what keeps runs, and keep what was seen in RESU
 	$(BIN)/python tests/faults.py $(if $(KILLS),--kills $(KILLS)) --output $(RESULTS)/faults.json
 
 browser: $(READY) ## open every page of the built book in Chromium (build it first)
-	$(BIN)/python -m pytest -m browser tests/test_book.py
+	$(BIN)/python -m pytest -m browser
 
 clean: ## remove what the other targets made, stored results excepted
 	rm -rf book/_build $(EXECUTED) build

@@ -99,8 +99,10 @@ except runner.Interrupted as interrupt:
 """
 
 
-@pytest.mark.parametrize("executor", ["local", "processes"])
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("executor, number, code", [
+    ("local", signal.SIGTERM, 143), ("processes", signal.SIGINT, 130),
+    pytest.param("local", signal.SIGINT, 130, marks=pytest.mark.slow),
+    pytest.param("processes", signal.SIGTERM, 143, marks=pytest.mark.slow)])
 def test_a_signal_keeps_a_checkpoint_and_the_run_goes_on(tmp_path, digits, long, whole, executor, number, code):
     process = subprocess.Popen([sys.executable, "-c", RUN, long.spec.to_json(), str(tmp_path), executor],
                                stderr=subprocess.PIPE, text=True, start_new_session=True)

@@ -15,6 +15,8 @@ EXECUTED := book/chapters
 # kernels with no start-up files of the user's, which leave it to papermill to say what went wrong
 KERNELS  := build/ipython
 CORES    := $(shell getconf _NPROCESSORS_ONLN)
+# there when every chapter was executed with these parameters; older than a source or a run, it does not count
+DRAWN    := $(EXECUTED)/.drawn-$(subst /,-,$(PROFILE)-$(RESULTS)-$(DATA)-$(SEEDS))
 
 .DEFAULT_GOAL := help
 .PHONY: help smoke train figures book test bench faults browser clean
@@ -42,15 +44,26 @@ ifeq ($(TRAIN),1)
 	$(MAKE) --no-print-directory train
 endif
 	rm -rf $(EXECUTED)
+	$(MAKE) --no-print-directory $(DRAWN)
+
+# runs/ itself is named because a run that is gone leaves no file to be newer
+$(DRAWN): $(READY) $(CHAPTERS) $(wildcard gstlib/*.py $(RESULTS)/*.json $(RESULTS)/runs $(RESULTS)/runs/*.parquet)
+	rm -rf $(EXECUTED)
 	mkdir -p $(EXECUTED) $(KERNELS)/profile_default
+	touch $(EXECUTED)/.begun
 	echo 'c.IPKernelApp.log_level = "CRITICAL"' > $(KERNELS)/profile_default/ipython_kernel_config.py
 	# in reverse, because the longest (prune, which trains) must not begin last
 	printf '%s\n' $(basename $(notdir $(CHAPTERS))) | sort -r | IPYTHONDIR=$(CURDIR)/$(KERNELS) xargs -P $(CORES) -I NAME \
 	  $(BIN)/papermill --no-progress-bar --log-level ERROR chapters/NAME.ipynb $(EXECUTED)/NAME.ipynb -k python3 \
 	    -p profile $(PROFILE) -p results $(RESULTS) -p output $(EXECUTED)/figures \
 	    $(if $(DATA),-p data $(DATA)) $(if $(SEEDS),-r seeds $(SEEDS))
+	mv $(EXECUTED)/.begun $@
 
-book: figures ## build the book from RESULTS; warnings are errors
+book: $(READY) ## build the book from RESULTS, figures redrawn where they are out of date; warnings are errors
+ifeq ($(TRAIN),1)
+	$(MAKE) --no-print-directory train
+endif
+	$(MAKE) --no-print-directory $(DRAWN)
 	rm -rf book/_build
 	$(BIN)/jupyter-book build book/ --all -W -n --keep-going --quiet
 	test -f book/_build/html/index.html

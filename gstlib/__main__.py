@@ -58,7 +58,8 @@ def command_list(args) -> int:
 
 
 def _list_campaign(args, store: Store) -> int:
-    """What the campaign lacks, in order, with the seconds each run would take alone on the device at hand."""
+    """What the campaign lacks, in order, with the seconds each run would take on the device at hand: its share of a
+    lockstep group's time on a GPU, alone on a CPU."""
     from gstlib import bench, runner, train
     from gstlib.engine import pick_device
 
@@ -67,7 +68,7 @@ def _list_campaign(args, store: Store) -> int:
     cost = {}
     for _, run in lacking:
         if train.shape(run.spec) not in cost:
-            cost[train.shape(run.spec)] = bench.seconds_per_run(run.spec, device)
+            cost[train.shape(run.spec)] = bench.seconds_per_run(run.spec, device, runner.REPLICAS)
     frame = pd.DataFrame([{
         "figure": stage.figure, "profile": stage.profile, "label": run.label, "seed": run.spec.seed, "id": run.spec.id,
         "model": run.spec.model.name, "seconds": round(cost[train.shape(run.spec)], 1),

@@ -36,8 +36,8 @@ from tqdm import tqdm
 from gstlib import analysis, convolution, data, experiments, models, runner, train
 from gstlib import store as stored
 from gstlib.data import SIDE, Images, Loader
-from gstlib.engine import Engine, Replica
-from gstlib.spec import DataSpec, OptimiserSpec, RunSpec
+from gstlib.engine import Engine, Replica, ran_out
+from gstlib.spec import DataSpec, InputError, OptimiserSpec, RunSpec
 from gstlib.store import Store
 
 TRAIN, TEST = 50_000, 10_000  # CIFAR-10's images, to which epochs and runs are scaled
@@ -64,11 +64,13 @@ class Size(NamedTuple):
 
 
 def default_size(device: torch.device, quick: bool) -> Size:
-    """1 to 20 replicas on a GPU; on a CPU as many of these as it has cores, each a process of one thread."""
+    """1 to 20 replicas; when `quick`, on a CPU no more than it has cores."""
     if device.type == "cuda":
-        return Size((1, 5), 3e10, 2, TEST, ("vgg11",)) if quick else Size((1, 2, 5, 10, 20), float("inf"), 3, TEST)
-    fitting = tuple(n for n in (1, 2, 5, 10, 20) if n <= runner.cores())
-    return Size(fitting, 3e8, 2, 125, ("vgg11",)) if quick else Size(fitting, 1e9, 3, 1000)
+        return Size((1, 5), 3e9, 2, TEST, ("vgg11",)) if quick else Size((1, 2, 5, 10, 20), 2e10, 3, TEST)
+    numbers = (1, 2, 5, 10, 20)
+    if quick:
+        return Size(tuple(n for n in numbers if n <= runner.cores()), 3e8, 2, 125, ("vgg11",))
+    return Size(numbers, 1e9, 3, 1000)
 
 
 class Count(NamedTuple):
@@ -152,7 +154,11 @@ class Case(NamedTuple):
     small_maps: bool = True
     capture: bool | None = None
     streams: bool = True
+    fuse: bool | None = None
+    autotune: bool = True
+    fused_optimiser: bool = True
     batches_on_device: bool = True
+    sums_on_device: bool = True
 
 
 class Cost(NamedTuple):
@@ -195,10 +201,15 @@ def measure(case: Case, device: torch.device, steps: int, blocks: int, test_imag
             stack.enter_context(patch.object(convolution, "_SMALL", 0))
         specs = [replace(case.spec, seed=seed) for seed in range(case.replicas)]
         runs = train._Group(specs, images, device, lambda _: None, "").runs
-        engine = Engine([run.replica for run in runs], case.capture, case.streams)
+        if not case.fused_optimiser:
+            for run in runs:
+                use_plain_adam(run.replica)
+        engine = Engine([run.replica for run in runs], case.capture, case.streams, case.fuse, case.autotune)
         after = [run.pruner.batch for run in runs if run.pruner is not None]
         if not case.batches_on_device:
             after += [feed_from_host(run.replica, images) for run in runs]
+        if not case.sums_on_device:
+            after += [run.replica.sums.tolist for run in runs]
         engine.train_epoch(0, after)  # warms up, and captures
         seconds = []
         for _ in range(blocks):
@@ -256,9 +267,19 @@ def feed_from_host(replica: Replica, images: Images) -> Callable[[], None]:
     return feed
 
 
-def measure_together(processes: int, *arguments) -> Cost:
-    """`measure` in so many processes at once, which begin each block together; the slowest one's time counts."""
-    costs = [part.result() for part in [_crew(processes).submit(_member, *arguments) for _ in range(processes)]]
+def use_plain_adam(replica: Replica) -> None:
+    """Give `replica` the Adam that torch takes where nothing is asked for."""
+    plain = torch.optim.Adam(replica.model.parameters(), capturable=replica.device.type == "cuda")
+    plain.param_groups[0]["lr"] = replica.optimiser.param_groups[0]["lr"]
+    replica.optimiser = plain
+
+
+def measure_together(processes: int, case: Case, *how) -> Cost:
+    """`measure` with the replicas shared out to so many processes, which begin each block together; the slowest one's
+    time counts."""
+    shares = [case.replicas // processes + (i < case.replicas % processes) for i in range(processes)]
+    parts = [_crew(processes).submit(_member, case._replace(replicas=share), *how) for share in shares]
+    costs = [part.result() for part in parts]
     return costs[0]._replace(blocks=[max(block) for block in zip(*(cost.blocks for cost in costs))],
                              test=max(cost.test for cost in costs), memory=sum(cost.memory for cost in costs))
 
@@ -280,7 +301,7 @@ def _member(*arguments) -> Cost:
 
 def _cost(case: Case, device: torch.device, *how) -> Cost:
     if device.type == "cpu" and case.replicas > 1:
-        return measure_together(case.replicas, case._replace(replicas=1), device, *how)
+        return measure_together(min(case.replicas, runner.cores()), case, device, *how)
     return measure(case, device, *how)
 
 
@@ -368,7 +389,7 @@ def row(spec: RunSpec, device: torch.device, replicas: int, cost: Cost | None, p
     counted = count(spec.model.name, spec.model.width, spec.data.classes)
     step, test = cost.step / replicas, cost.test * TEST
     if device.type == "cpu":
-        test /= replicas  # tested side by side; on a GPU in turn
+        test /= min(replicas, runner.cores())  # tested side by side; on a GPU in turn
     operations, moved = counted.operations(batch), counted.traffic(batch, spec.precision)
     compute, memory = operations / peak["peak_operations_per_s"], moved / peak["peak_bytes_per_s"]
     return {
@@ -390,26 +411,25 @@ def _without(case: Case) -> dict[str, Case]:
     return {"bf16 (else float32)": case._replace(spec=replace(case.spec, precision="float32")),
             "channels-last": case._replace(spec=replace(case.spec, channels_last=False)),
             "small-map convolution": case._replace(small_maps=False),
-            "a thread a run (else one run on all)": case._replace(one_thread=False)}
+            "a thread a run (else one run on all)": case._replace(one_thread=False),
+            "fused optimiser": case._replace(fused_optimiser=False)}
 
 
 def _without_on_gpu(case: Case) -> dict[str, Case]:
     return {"bf16 (else TF32)": case._replace(spec=replace(case.spec, precision="tf32")),
             "channels-last": case._replace(spec=replace(case.spec, channels_last=False)),
             "CUDA graph": case._replace(capture=False), "a stream a replica": case._replace(streams=False),
-            "data path on the device": case._replace(batches_on_device=False)}
-
-
-def _ran_out(error: BaseException | None) -> bool:
-    """Whether memory ran out; a capture that is cut short may raise an error of its own on top."""
-    return error is not None and (isinstance(error, torch.OutOfMemoryError) or _ran_out(error.__context__))
+            "compiled passes": case._replace(fuse=False), "cuDNN autotuning": case._replace(autotune=False),
+            "fused optimiser": case._replace(fused_optimiser=False),
+            "data path on the device": case._replace(batches_on_device=False),
+            "sums read once an epoch": case._replace(sums_on_device=False)}
 
 
 def run(device: torch.device, quick: bool = False, progress: bool = True, size: Size | None = None) -> dict:
     """Measure the engine on `device`: {"machine", "rows", "techniques", "costs"}, all JSON.
 
-    Rows are those of `row`.  Replicas are lockstep runs on a GPU, processes
-    of one thread side by side on a CPU; a number that memory does not hold
+    Rows are those of `row`.  Replicas are lockstep runs, on a CPU shared out
+    to a process of one thread a core; a number that memory does not hold
     has a row that says so in its note.  Techniques: steps/s with all of them
     and without this one, and the quotient.  Costs: of one run alone, in ms
     and in training steps.  `quick` takes a few steps only, `progress` shows
@@ -417,7 +437,8 @@ def run(device: torch.device, quick: bool = False, progress: bool = True, size: 
     """
     began, cuda = time.perf_counter(), device.type == "cuda"
     size, variants = size or default_size(device, quick), _without_on_gpu if cuda else _without
-    total = 2 + len(size.models) * (1 + len(size.replicas)) + len(size.techniques) * (5 if cuda else 4)
+    left_off = len(variants(Case(model_spec(size.models[0]))))
+    total = 2 + len(size.models) * (1 + len(size.replicas)) + len(set(size.techniques) & set(size.models)) * left_off
     measured, techniques, costs = [], [], []
     with tqdm(total=total, disable=not progress, unit="measurement", dynamic_ncols=True) as bar:
         def done(what: str, act: Callable, *arguments):
@@ -436,7 +457,7 @@ def run(device: torch.device, quick: bool = False, progress: bool = True, size: 
                 try:
                     fitting[n] = done(f"{model}, replicas: {n}", _cost, Case(spec, n), *how)
                 except RuntimeError as error:
-                    if not _ran_out(error):
+                    if not ran_out(error):
                         raise
                 measured.append((spec, device, n, fitting.get(n), plain))
             if not fitting:
@@ -447,7 +468,7 @@ def run(device: torch.device, quick: bool = False, progress: bool = True, size: 
                      f"test pass of {TEST} images": fitting[alone].test * TEST}
             costs += [{"model": model, "device": device.type, "cost": name, "ms": 1e3 * seconds,
                        "training_steps": seconds * rate[alone]} for name, seconds in parts.items() if seconds is not None]
-            company = max((n for n in fitting if n <= 10), default=alone)
+            company = max((n for n in fitting if n <= (10 if cuda else runner.cores())), default=alone)
             for name, case in variants(Case(spec, company if cuda else alone)).items() if model in size.techniques else ():
                 without = case.replicas / done(f"{model} without {name}", _cost, case, *how).step
                 with_it = rate[case.replicas if case.one_thread else company]
@@ -496,8 +517,16 @@ def seconds_per_run(spec: RunSpec, device: torch.device, replicas: int = 1) -> f
 
 @functools.cache
 def _pace(shape: RunSpec, device: torch.device, replicas: int) -> tuple[float, float]:
-    cost = measure(Case(shape, replicas), device, *((20, 1, 2000) if device.type == "cuda" else (2, 1, 250)))
-    return cost.step / replicas, cost.test
+    try:
+        cost = measure(Case(shape, replicas), device, *((20, 1, 2000) if device.type == "cuda" else (2, 1, 250)))
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
+        if replicas == 1:
+            raise InputError(f"one run of {shape.model.name} does not fit into the memory of {device}") from error
+    else:
+        return cost.step / replicas, cost.test
+    return _pace(shape, device, replicas // 2)
 
 
 def stored_runs(n: int = 10_000) -> dict[str, float]:

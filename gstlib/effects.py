@@ -6,7 +6,7 @@ no evaluation, however many there are, uses a duration up or changes a weight.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -23,6 +23,10 @@ class Disturbance:
     batches: int
     sd: float = 0.0
     saved: torch.Tensor | None = None
+    places: torch.Tensor = field(init=False)  # the units' indices, found once: to look for them makes a GPU wait
+
+    def __post_init__(self):
+        self.places = self.units.nonzero().squeeze(1)
 
 
 class Effect:
@@ -37,12 +41,17 @@ class Effect:
       event has targeted yet).  `batches` = 0 adds it once to the stored
       weights; otherwise the forward pass sees fresh noise in each of
       `batches` batches and the stored weights train on beneath it.
+
+    Random numbers come from `generator` (None: torch's own).  Noise that
+    lasts is drawn where the weights are, on a GPU from a generator there that
+    begins with the same seed: a step must not wait for the processor.
     """
 
     def __init__(self, kind: str, batches: int = 0, generator: torch.Generator | None = None):
         check_effect(kind, batches)
         self.kind, self.batches, self.generator = kind, batches, generator
         self.active: list[Disturbance] = []
+        self._on_device: torch.Generator | None = None
 
     @property
     def noisy(self) -> bool:
@@ -75,16 +84,26 @@ class Effect:
         # a filter of one weight has no deviation of its own; the layer's stands in
         sd = float(weights.std(dim=1).mean() if weights.shape[1] > 1 else weights.std(correction=0))
         if self.batches == 0:
-            layer.parameter[units] += self._draw(layer, units, sd)
+            device = None if self.generator is None else self.generator.device
+            draw = torch.randn(layer.parameter[units].shape, generator=self.generator, device=device)
+            layer.parameter[units] += (sd * draw).to(layer.parameter)
             return
         self.active.append(Disturbance(layer, units, self.batches, sd=sd))
-        layer.noise[units] = self._draw(layer, units, sd)
+        self._refresh(self.active[-1])
 
-    def _draw(self, layer: MaskedLayer, units: torch.Tensor, sd: float) -> torch.Tensor:
-        shape = layer.parameter[units].shape
-        # drawn where the generator lives, so that a run's noise does not depend on the device
-        device = "cpu" if self.generator is None else self.generator.device
-        return (sd * torch.randn(shape, generator=self.generator, device=device)).to(layer.parameter)
+    def _refresh(self, disturbance: Disturbance) -> None:
+        """Fresh noise on the disturbed units; asks the device nothing."""
+        noise, places = disturbance.layer.noise, disturbance.places
+        shape = (len(places), *noise.shape[1:])
+        draw = torch.randn(shape, generator=self._generator(noise.device), device=noise.device)
+        noise.index_copy_(0, places, (disturbance.sd * draw).to(noise.dtype))
+
+    def _generator(self, device: torch.device) -> torch.Generator | None:
+        if self.generator is None or device == self.generator.device:
+            return self.generator
+        if self._on_device is None:
+            self._on_device = torch.Generator(device).manual_seed(self.generator.initial_seed())
+        return self._on_device
 
     @torch.no_grad()
     def tick(self) -> None:
@@ -95,8 +114,7 @@ class Effect:
             if disturbance.batches > 0:
                 still.append(disturbance)
                 if self.kind == "gaussian":
-                    layer, units = disturbance.layer, disturbance.units
-                    layer.noise[units] = self._draw(layer, units, disturbance.sd)
+                    self._refresh(disturbance)
             else:
                 self._release(disturbance)
         self.active = still
@@ -110,19 +128,23 @@ class Effect:
         layer.parameter[units] = 0 if disturbance.saved is None else disturbance.saved
         layer.weight_mask[units] = 1
 
-    def state_dict(self, layers: list[MaskedLayer]) -> list[dict]:
-        """What is in force, layers by their place in `layers`; masks and noise themselves are the network's buffers."""
-        return [{"layer": layers.index(d.layer), "units": d.units, "batches": d.batches, "sd": d.sd, "saved": d.saved}
-                for d in self.active]
+    def state_dict(self, layers: list[MaskedLayer]) -> dict:
+        """What is in force, layers by their place in `layers`, and the state of a generator on the device; masks and
+        noise themselves are the network's buffers."""
+        active = [{"layer": layers.index(d.layer), "units": d.units, "batches": d.batches, "sd": d.sd, "saved": d.saved}
+                  for d in self.active]
+        return {"active": active, "on_device": None if self._on_device is None else self._on_device.get_state()}
 
-    def load_state_dict(self, state: list[dict], layers: list[MaskedLayer]) -> None:
+    def load_state_dict(self, state: dict, layers: list[MaskedLayer]) -> None:
         """Take up what `state_dict` gave."""
         self.active = []
-        for entry in state:
+        for entry in state["active"]:
             layer = layers[entry["layer"]]
-            saved = None if entry["saved"] is None else entry["saved"].to(layer.parameter.device)
-            self.active.append(Disturbance(layer, entry["units"].to(layer.parameter.device), entry["batches"],
-                                           entry["sd"], saved))
+            device = layer.parameter.device
+            saved = None if entry["saved"] is None else entry["saved"].to(device)
+            self.active.append(Disturbance(layer, entry["units"].to(device), entry["batches"], entry["sd"], saved))
+        if state["on_device"] is not None:
+            self._generator(layers[0].parameter.device).set_state(state["on_device"])
 
     @torch.no_grad()
     def silenced(self) -> _Silence:

@@ -4,24 +4,32 @@ Knows tensors, not science: no score, event or effect appears here.  A step
 needs nothing from the host: it gathers its batch by a counter that lives on
 the device, so that on a GPU one CUDA graph holds a whole step of every
 replica (gather, augmentation, forward, loss, backward, optimiser, metrics),
-each replica a branch on a stream of its own.  Whatever changes between steps
-(learning rate, masks, noise, the epoch's order) is rewritten in place, and
-the graph stays valid.  On a CPU the same step function is simply called.
+each replica a branch on a stream of its own.  Forward and backward pass are
+compiled there, so that masks, casts, batch normalisation and ReLU, which move
+more bytes than the convolutions at this batch size, become few kernels.
+Whatever changes between steps (learning rate, masks, noise, the epoch's
+order) is rewritten in place, and the graph stays valid.  On a CPU the same
+step function is simply called.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
+import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from gstlib.data import Loader
 from gstlib.spec import InputError, OptimiserSpec
 
 _WARM_UP = 3  # uncaptured steps that let libraries choose their kernels before a capture
+_STRUCTURES = 256  # differently built networks that a process may compile, torch's own limit is 8
+_TOLERANCE = {"float32": 1e-3, "tf32": 1e-2, "bf16": 1e-2}  # relative, of compiled gradients, see `_check_compiled`
 
 
 class Measured(NamedTuple):
@@ -60,15 +68,18 @@ class Replica:
     def __init__(self, model: nn.Module, spec: OptimiserSpec, loader: Loader, precision: str = "float32"):
         self.model, self.spec, self.loader, self.precision = model, spec, loader, precision
         self.device = loader.device
-        # a captured optimiser reads its rate from the device, where the host can change it
-        lr = torch.tensor(spec.lr, device=self.device) if self.device.type == "cuda" else spec.lr
         if spec.name == "adam":
-            self.optimiser = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=spec.weight_decay, fused=True,
+            self.optimiser = torch.optim.Adam(model.parameters(), lr=spec.lr, weight_decay=spec.weight_decay, fused=True,
                                               capturable=self.device.type == "cuda")
         else:
-            self.optimiser = torch.optim.SGD(model.parameters(), lr=lr, momentum=spec.momentum,
+            self.optimiser = torch.optim.SGD(model.parameters(), lr=spec.lr, momentum=spec.momentum,
                                              weight_decay=spec.weight_decay, fused=True)
+        # a captured step reads its rate from the device, where the host can change it; CUDA's kernels take float32
+        rate = torch.tensor(spec.lr, dtype=torch.float32 if self.device.type == "cuda" else torch.float64, device=self.device)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
         self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        self.compiled: Callable | None = None  # a network like this one as `_loss`, for whole batches; see `Engine`
 
     def learning_rate(self, epoch: int) -> float:
         """The rate of `epoch` (from 0): multiplied by `decay` from each milestone on."""
@@ -84,10 +95,7 @@ class Replica:
         """Set the rate; order, place and sums stay as they are."""
         self.model.train()
         for group in self.optimiser.param_groups:
-            if isinstance(group["lr"], torch.Tensor):
-                group["lr"].fill_(self.learning_rate(epoch))
-            else:
-                group["lr"] = self.learning_rate(epoch)
+            group["lr"].fill_(self.learning_rate(epoch))
 
     def state_dict(self) -> dict:
         """Everything that the next step depends on; safe for `torch.load(..., weights_only=True)`."""
@@ -113,8 +121,10 @@ class Replica:
         """One training step on the next `size` images."""
         self.optimiser.zero_grad(set_to_none=True)
         x, y = self.loader.next_batch(size)
-        logits = self._forward(x)
-        loss = nn.functional.cross_entropy(logits, y)
+        if self.compiled is not None and size == self.loader.batch_size:
+            loss, logits = self.compiled(self.named_tensors(), x, y)
+        else:
+            loss, logits = self.loss(x, y)
         loss.backward()
         self.optimiser.step()
         self.sums += _sums(loss.detach() * size, logits, y)
@@ -123,23 +133,96 @@ class Replica:
     def test_step(self, size: int) -> None:
         """Measure the next `size` test images; changes no weight and no running statistic."""
         x, y = self.loader.next_test(size)
-        logits = self._forward(x)
-        self.sums += _sums(nn.functional.cross_entropy(logits, y, reduction="sum"), logits, y)
+        loss, logits = self.loss(x, y, reduction="sum")
+        self.sums += _sums(loss, logits, y)
 
-    def _forward(self, x: torch.Tensor) -> torch.Tensor:
-        # the cache of cast weights would be filled in one capture and read in another
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16",
-                            cache_enabled=self.device.type == "cpu"):
-            return self.model(x).float()
+    def loss(self, x: torch.Tensor, y: torch.Tensor, reduction: str = "mean") -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross-entropy (nats) of a batch, and its logits (n, classes) in float32."""
+        return _loss(self.model, x, y, self.device.type, self.precision, reduction)
 
     def measured(self, n: int) -> Measured:
         """The sums since the last `begin_…` as means over `n` images; the one place where the host waits."""
         loss, right = (self.sums / n).tolist()
         return Measured(loss, right)
 
+    def named_tensors(self) -> dict[str, torch.Tensor]:
+        """The network's parameters and buffers by name."""
+        return dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+
     def tensors(self) -> list[torch.Tensor]:
         """Everything a step changes, the optimiser's state apart."""
         return [*self.model.parameters(), *self.model.buffers(), self.sums, self.loader.position]
+
+
+def _loss(model: Callable, x: torch.Tensor, y: torch.Tensor, device: str, precision: str, reduction: str = "mean"):
+    # the cache of cast weights would be filled in one capture and read in another
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=device == "cpu"):
+        logits = model(x).float()
+    return nn.functional.cross_entropy(logits, y, reduction=reduction), logits
+
+
+def _loss_with(model: nn.Module, tensors: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor, device: str,
+               precision: str):
+    """`_loss` of `model` with `tensors` for its parameters and buffers: one compiled function serves all replicas."""
+    return _loss(lambda x: torch.func.functional_call(model, tensors, (x,)), x, y, device, precision)
+
+
+@functools.cache
+def _compiler() -> Callable:
+    return torch.compile(_loss_with, fullgraph=True, dynamic=False)
+
+
+_skeletons: dict[tuple, nn.Module] = {}  # of each structure a network without values, which the compiled code belongs to
+
+
+def _compiled(replica: Replica) -> Callable:
+    """(tensors, x, y) -> loss, logits: the compiled pass of networks built like `replica`'s.
+
+    Torch's parametrisations give every network a class of its own, for which
+    `torch.compile` would compile anew.  So the passes of all networks that
+    are built alike are those of one skeleton, given their tensors.
+    """
+    tensors = replica.named_tensors()
+    key = (str(replica.model), *((name, tensor.shape) for name, tensor in tensors.items()))
+    if key not in _skeletons:
+        _skeletons[key] = copy.deepcopy(replica.model).to("meta").train()
+    skeleton, device, precision = _skeletons[key], replica.device.type, replica.precision
+
+    def compiled(tensors: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor):
+        with torch._dynamo.config.patch(recompile_limit=_STRUCTURES, accumulated_recompile_limit=_STRUCTURES):
+            return _compiler()(skeleton, tensors, x, y, device, precision)
+
+    return compiled
+
+
+@torch.no_grad()
+def _check_compiled(replica: Replica, compiled: Callable) -> None:
+    """Raise `ArithmeticError` unless the compiled pass of a batch has the gradients of the eager one, as near to those
+    in float32 as eager ones are; leaves the replica as it was."""
+    rows = torch.arange(replica.loader.batch_size, device=replica.device) % len(replica.loader.y)
+    x, y = replica.loader.normalise(replica.loader.x[rows]), replica.loader.y[rows]
+    device, precision = replica.device.type, "float32" if replica.precision == "bf16" else replica.precision
+    parameters, training = list(replica.model.parameters()), replica.model.training
+    before = [(buffer, buffer.clone()) for buffer in replica.model.buffers()]
+    replica.model.train()
+    gradients = []
+    for act in (lambda: _loss(replica.model, x, y, device, precision), lambda: replica.loss(x, y),
+                lambda: compiled(replica.named_tensors(), x, y)):
+        with torch.enable_grad():
+            loss, _ = act()
+            gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]))
+        for buffer, value in before:
+            buffer.copy_(value)
+    replica.model.train(training)
+    exact, eager, ours = gradients
+    off, usual = (float((g - exact).norm() / exact.norm()) for g in (ours, eager))
+    if not off <= 2 * usual + _TOLERANCE[replica.precision]:
+        raise ArithmeticError(f"its gradients are off by {off:.1e} of their size, eager ones by {usual:.1e}")
+
+
+def ran_out(error: BaseException | None) -> bool:
+    """Whether memory ran out; a capture or a compilation that is cut short may raise an error of its own on top."""
+    return error is not None and (isinstance(error, torch.OutOfMemoryError) or ran_out(error.__cause__ or error.__context__))
 
 
 def _sums(loss: torch.Tensor, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -151,11 +234,16 @@ class Engine:
 
     A replica's rows do not depend on its company: bit for bit on a CPU; on a
     GPU as far as its kernels are deterministic.  `capture` (default: on CUDA)
-    chooses CUDA graphs, `streams` a stream a replica.  Raises `InputError`
-    when replicas differ in device, precision, batch size, or number of images.
+    chooses CUDA graphs, `streams` a stream a replica, `fuse` (default: on
+    CUDA) a compiled forward and backward pass, `autotune` that cuDNN times its
+    algorithms for each shape.  A pass that cannot be compiled, or whose
+    gradients are not the eager ones, is said and left eager.  Raises
+    `InputError` when replicas differ in device, precision, batch size, or
+    number of images.
     """
 
-    def __init__(self, replicas: Sequence[Replica], capture: bool | None = None, streams: bool = True):
+    def __init__(self, replicas: Sequence[Replica], capture: bool | None = None, streams: bool = True,
+                 fuse: bool | None = None, autotune: bool = True):
         self.replicas = list(replicas)
         first = self.replicas[0]
         for name, of in (("device", lambda r: r.device), ("precision", lambda r: r.precision),
@@ -165,12 +253,40 @@ class Engine:
                 raise InputError(f"replicas in lockstep must agree in {name}, but have "
                                  f"{', '.join(str(of(r)) for r in self.replicas)}")
         self.loader, self.device = first.loader, first.device
-        self.capture = self.device.type == "cuda" if capture is None else capture
+        on_gpu = self.device.type == "cuda"
+        self.capture = on_gpu if capture is None else capture
         torch.set_float32_matmul_precision("high" if first.precision == "tf32" else "highest")
         torch.backends.cudnn.allow_tf32 = first.precision == "tf32"
-        self.streams = [torch.cuda.Stream(self.device) for _ in self.replicas] if streams and self.capture else None
+        torch.backends.cudnn.benchmark = on_gpu and autotune
         self._graphs: dict[tuple, torch.cuda.CUDAGraph] = {}
-        self._pool = torch.cuda.graph_pool_handle() if self.capture else None
+        self.streams = None
+        if self.capture:
+            self._main = torch.cuda.Stream(self.device)
+            self.streams = [torch.cuda.Stream(self.device) for _ in self.replicas] if streams else None
+            self._pool = torch.cuda.graph_pool_handle()
+        self.fused = (on_gpu if fuse is None else fuse) and self._fuse()
+
+    @property
+    def techniques(self) -> list[str]:
+        """What is in use, in words."""
+        return [name for name, used in (("CUDA graph", self.capture), ("streams", self.streams), ("compiled", self.fused),
+                                        ("cuDNN autotuning", torch.backends.cudnn.benchmark)) if used]
+
+    def _fuse(self) -> bool:
+        """Compile the replicas' passes; returns whether all of them could be, and agree with the eager ones."""
+        try:
+            passes = [_compiled(replica) for replica in self.replicas]
+            for replica, compiled in zip(self.replicas, passes):
+                _check_compiled(replica, compiled)
+        except Exception as error:  # a missing compiler, a kernel that does not build: torch raises many kinds
+            if ran_out(error):
+                raise
+            text = (str(error).strip() or type(error).__name__).splitlines()[0]
+            tqdm.write(f"the forward and backward pass could not be compiled ({text}); going on without", file=sys.stderr)
+            return False
+        for replica, compiled in zip(self.replicas, passes):
+            replica.compiled = compiled
+        return True
 
     def train_epoch(self, epoch: int, after_batch: Sequence[Callable[[], None]] = (), done: int = 0) -> list[Measured]:
         """One pass over the training images; each of `after_batch` is called after every step.
@@ -208,41 +324,40 @@ class Engine:
 
     def _captured(self, what: str, size: int, replicas: list[Replica]) -> torch.cuda.CUDAGraph:
         """A CUDA graph of one such step of `replicas`, everything left as it was before."""
-        saved = [[tensor.detach().clone() for tensor in replica.tensors()] for replica in replicas]
-        fresh = [not replica.optimiser.state for replica in replicas]
-        states = [[(tensor, tensor.clone()) for state in replica.optimiser.state.values()
-                   for tensor in state.values() if isinstance(tensor, torch.Tensor)] for replica in replicas]
+        branches = self.streams[:len(replicas)] if self.streams else [self._main] * len(replicas)
+        with torch.cuda.device(self.device):
+            for replica, branch in zip(replicas, branches):
+                self._warm_up(what, size, replica, branch)
+            graph = torch.cuda.CUDAGraph()
+            # one pool for all graphs: they never run at once, and none reads what another left there
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._main):
+                for replica, branch in zip(replicas, branches):
+                    if branch is not self._main:
+                        branch.wait_stream(self._main)
+                    with torch.cuda.stream(branch):
+                        getattr(replica, what)(size)
+                for branch in branches:
+                    if branch is not self._main:
+                        self._main.wait_stream(branch)
+        return graph
+
+    def _warm_up(self, what: str, size: int, replica: Replica, stream: torch.cuda.Stream) -> None:
+        """A few steps on the stream of the capture, to which autograd's accumulators then belong; all of them undone."""
+        def moments() -> list[torch.Tensor]:
+            return [tensor for state in replica.optimiser.state.values() for tensor in state.values()
+                    if isinstance(tensor, torch.Tensor)]
+
+        before = [(tensor, tensor.detach().clone()) for tensor in (*replica.tensors(), *moments())]
+        new, start = not replica.optimiser.state, replica.loader.position.clone()
         torch.cuda.synchronize(self.device)
-        for number, (replica, before) in enumerate(zip(replicas, saved)):
-            # on the stream of the capture, to which autograd's accumulators then belong
-            with torch.cuda.stream(self.streams[number] if self.streams else torch.cuda.Stream(self.device)):
-                for _ in range(_WARM_UP):
-                    replica.loader.position.copy_(before[-1])  # never past the last image
-                    getattr(replica, what)(size)
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UP):
+                replica.loader.position.copy_(start)  # never past the last image
+                getattr(replica, what)(size)
         torch.cuda.synchronize(self.device)
         with torch.no_grad():
-            for replica, before, moments, new in zip(replicas, saved, states, fresh):
-                for tensor, old in zip(replica.tensors(), before):
-                    tensor.copy_(old)
-                for tensor, old in moments:
-                    tensor.copy_(old)
-                if new:  # the warm-up made the state; a state of zeros is that of an optimiser that has not stepped
-                    for state in replica.optimiser.state.values():
-                        for tensor in state.values():
-                            if isinstance(tensor, torch.Tensor):
-                                tensor.zero_()
-        for replica in replicas:
-            replica.optimiser.zero_grad(set_to_none=True)
-        graph = torch.cuda.CUDAGraph()
-        # one pool for all graphs: they never run at once, and none reads what another left there
-        with torch.cuda.graph(graph, pool=self._pool):
-            main = torch.cuda.current_stream(self.device)
-            for number, replica in enumerate(replicas):
-                branch = self.streams[number] if self.streams else None
-                if branch is not None:
-                    branch.wait_stream(main)
-                with torch.cuda.stream(branch) if branch is not None else nullcontext():
-                    getattr(replica, what)(size)
-            for branch in self.streams[:len(replicas)] if self.streams else ():
-                main.wait_stream(branch)
-        return graph
+            for tensor, value in before:
+                tensor.copy_(value)
+            for tensor in moments() if new else ():  # moments of zero are those of an optimiser that has not stepped
+                tensor.zero_()
+        replica.optimiser.zero_grad(set_to_none=True)

@@ -8,6 +8,7 @@ call everywhere (`attempt`), so the rows are too.
 from __future__ import annotations
 
 import functools
+import gc
 import multiprocessing
 import os
 import signal
@@ -22,6 +23,7 @@ import torch
 
 from gstlib import data, train
 from gstlib.checkpoint import Checkpoints
+from gstlib.engine import ran_out
 from gstlib.experiments import Labelled
 from gstlib.spec import InputError, RunSpec
 
@@ -52,13 +54,20 @@ def attempt(specs: list[RunSpec], images: data.Images, device: torch.device, pro
     began = time.monotonic()
     try:
         results = train.train_group(specs, images, device, progress, profile, checkpoints, stop)
-    except torch.OutOfMemoryError:
-        return ("memory",)
     except train.Stopped:
         return ("stopped",)
     except InputError as error:
         return ("failed", str(error))
-    return ("done", results, time.monotonic() - began)
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
+    else:
+        return ("done", results, time.monotonic() - began)
+    # out here nothing holds the group any more; what a smaller one is to have must be free, cycles included
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return ("memory",)
 
 
 def report(work: Work, group: list[Labelled], fate: tuple, device: torch.device) -> None:

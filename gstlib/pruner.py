@@ -126,14 +126,14 @@ class Pruner:
     def state_dict(self) -> dict:
         """What goes into a checkpoint beside the network's own `state_dict`, which has the masks: units targeted so
         far, effects in force, the random generator. Safe for `torch.load(..., weights_only=True)`."""
-        return {"present": [layer.present for layer in self.layers], "active": self.effect.state_dict(self.layers),
+        return {"present": [layer.present for layer in self.layers], "effect": self.effect.state_dict(self.layers),
                 "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from what `state_dict` gave, on a `Pruner` made with the same arguments."""
         for layer, present in zip(self.layers, state["present"], strict=True):
             layer.present.copy_(present)
-        self.effect.load_state_dict(state["active"], self.layers)
+        self.effect.load_state_dict(state["effect"], self.layers)
         self.generator.set_state(state["generator"])
 
     def parameters_removed(self) -> int:

@@ -22,6 +22,7 @@ from gstlib.leases import Leases
 from gstlib.spec import InputError, RunSpec, check_choice
 from gstlib.store import Store
 
+REPLICAS = 10  # runs in lockstep on a GPU, where neither the user nor its memory says otherwise
 RETRIES = 3  # how often a run is begun again after its worker was lost
 
 
@@ -170,7 +171,7 @@ def run(
     if workers is None and executor != "ray":
         workers = (torch.cuda.device_count() if chosen.index is None else 1) if on_gpu else cores()
     if replicas is None:
-        replicas = 10 if on_gpu else 1
+        replicas = REPLICAS if on_gpu else 1
     elif executor is None and not on_gpu:
         executor = "local"  # who asks for lockstep on a CPU wants to see it at work
     if executor is None:
@@ -253,7 +254,7 @@ class _Clock:
                 return True
             from gstlib import bench  # which itself needs the runner
 
-            self.seconds[train.shape(spec)] = bench.seconds_per_run(spec, self.device)
+            self.seconds[train.shape(spec)] = bench.seconds_per_run(spec, self.device, len(group))
         left = 1 - epoch / spec.optimiser.epochs
         return time.monotonic() + len(group) * left * self.seconds[train.shape(spec)] < self.deadline
 

@@ -240,7 +240,8 @@ class _Group:
         for run in self.runs:
             run.measure(epochs - 1)
         seconds = (time.perf_counter() - self.began) / len(self.runs)
-        about = provenance(self.images, self.device, self.profile, seconds, len(self.runs)) | {"resumed": self.resumed}
+        about = provenance(self.images, self.device, self.profile, seconds, len(self.runs)) | {
+            "resumed": self.resumed, "techniques": self.engine.techniques}
         return [Result(run.tables, about) for run in self.runs]
 
     def _after_step(self) -> None:

@@ -3,6 +3,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+import recorded
 import torch
 from torch import nn
 
@@ -47,8 +48,7 @@ def test_what_is_measured_is_the_paper_profile():
     spec = bench.model_spec("vgg11")
     assert (spec.precision, spec.channels_last, spec.model.width, spec.optimiser.batch_size) == ("bf16", True, 1.0, 128)
     assert bench.model_spec("conv4").data.augment and bench.model_spec("conv4").optimiser.epochs == 55
-    assert bench.default_size(torch.device("cuda"), quick=False).steps("resnet18") == 391
-    assert bench.default_size(torch.device("cuda"), quick=False).replicas == (1, 2, 5, 10, 20)
+    assert all(bench.default_size(torch.device(kind), quick=False).replicas == (1, 2, 5, 10, 20) for kind in ("cuda", "cpu"))
 
 
 def test_random_images_are_reproducible_and_not_zeros():
@@ -74,7 +74,7 @@ def test_rows_have_their_columns_and_are_json(result):
         assert row["peak_memory_bytes"] > 50e6
     assert result["machine"]["device"] and result["machine"]["finished"] and result["machine"]["versions"]["torch"]
     assert {t["technique"].split(" (")[0] for t in result["techniques"]} == {
-        "bf16", "channels-last", "small-map convolution", "a thread a run"}
+        "bf16", "channels-last", "small-map convolution", "a thread a run", "fused optimiser"}
     assert all(t["model"] == "vgg11" and t["gain"] > 0 for t in result["techniques"])
     of_vgg11 = {c["cost"]: c for c in result["costs"] if c["model"] == "vgg11"}
     assert of_vgg11["training step"]["training_steps"] == pytest.approx(1)
@@ -140,9 +140,64 @@ def test_a_runs_estimate_follows_its_size(tiny_spec):
 
 @pytest.mark.slow
 def test_processes_side_by_side():
-    case = bench.Case(bench.model_spec("vgg11", 1 / 16, 8), replicas=2)
-    cost = bench._cost(case, CPU, 1, 3, 8)
-    assert len(cost.blocks) == 3 and cost.step > 0 and cost.memory > 200e6
+    spec = bench.model_spec("vgg11", 1 / 16, 8)
+    two, five = (bench.measure_together(2, bench.Case(spec, replicas=n), CPU, 1, 3, 8) for n in (2, 5))
+    assert len(two.blocks) == 3 and two.memory > 200e6
+    assert 0 < two.step < five.step
+
+
+def test_replicas_are_shared_out_to_processes(monkeypatch):
+    shares, cost = [], bench.Cost([1.0, 2.0], 0.1, None, None, 7)
+
+    class Crew:
+        def submit(self, _, case, *how):
+            shares.append(case.replicas)
+            return self
+
+        def result(self):
+            return cost._replace(blocks=[float(shares[-1]), 2.0])
+
+    monkeypatch.setattr(bench, "_crew", lambda processes: Crew())
+    monkeypatch.setattr(bench.runner, "cores", lambda: 3)
+    assert bench._cost(bench.Case(bench.model_spec("vgg11"), replicas=20), CPU, 1, 2, 8).memory == 21
+    assert shares == [7, 7, 6]
+
+
+@pytest.mark.parametrize("left_off", bench._without_on_gpu(bench.Case(bench.model_spec("conv4"))))
+def test_what_is_left_off_on_a_gpu_changes_no_result(monkeypatch, left_off):
+    # the stand-in for graphs runs these here too
+    recorded.install(monkeypatch)
+    case = bench.Case(replace(bench.model_spec("conv4", 1 / 16, 16), precision="float32"), 2, capture=True, fuse=False)
+    sums = []
+    real = Engine.train_epoch
+    monkeypatch.setattr(Engine, "train_epoch", lambda *arguments: sums.append(real(*arguments)) or sums[-1])
+    for variant in (case, bench._without_on_gpu(case)[left_off]):
+        if left_off.startswith(("bf16", "compiled")):
+            variant = variant._replace(spec=case.spec, fuse=False)
+        if left_off == "fused optimiser":  # which asks for its number of steps where the parameters are not on a GPU
+            variant = variant._replace(capture=False)
+        assert bench.measure(variant, CPU, steps=2, blocks=2, test_images=8).step > 0
+    for whole, without in zip(sums[:3], sums[3:]):
+        for one, other in zip(whole, without):
+            assert other == pytest.approx(one, rel=1e-5)
+
+
+def test_a_pace_is_measured_with_as_many_replicas_as_memory_holds(monkeypatch, tiny_spec):
+    tried = []
+
+    def measure(case, device, *_):
+        tried.append(case.replicas)
+        if case.replicas > 3:
+            raise torch.OutOfMemoryError("full")
+        return bench.Cost([0.5], 0.0, None, None, 0)
+
+    monkeypatch.setattr(bench, "measure", measure)
+    bench._pace.cache_clear()
+    assert bench._pace(tiny_spec(), CPU, 10) == (0.25, 0.0) and tried == [10, 5, 2]
+    monkeypatch.setattr(bench, "measure", lambda *_: [][0])
+    with pytest.raises(IndexError):
+        bench._pace(tiny_spec(), CPU, 1)
+    bench._pace.cache_clear()
 
 
 def test_stored_runs_are_listed_and_loaded():

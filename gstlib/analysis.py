@@ -471,6 +471,37 @@ def slope(table: pd.DataFrame, x: str, y: str, confidence: float = 0.95, seed: i
     return Estimate(float(np.polyfit(table[x], table[y], 1)[0]), float(low), float(high), len(table)), rho
 
 
+def precisions(study: Study) -> str:
+    """What bf16 changes (experiment "precision"), as Markdown: a configuration a row, final test accuracy and mean
+    instability in float32 and bf16 over the seeds that have both, and the difference run by run.
+
+    Accuracies in per cent, instabilities in points.  Says how many of the
+    accuracies differ by no more than 0.3 points and how many mean
+    instabilities of bf16 lie within the 95% interval of float32's.
+    """
+    lines = ["| configuration | runs | measure | float32 | bf16 | bf16 minus float32 |", "|---|---:|---|---:|---:|---:|"]
+    near: list[bool] = []
+    within: list[bool] = []
+    for label in (name for name in study.labels if study.spec(name).precision == study.profile.precision):
+        exact, short = (study.runs[study.runs["label"] == (label if kind == study.profile.precision else f"{label} {kind}")]
+                        .set_index("seed") for kind in ("float32", "bf16"))
+        seeds = exact.index.intersection(short.index)
+        for name, column in (("accuracy, %", "final_accuracy"), ("instability", "mean_instability")):
+            a, b = (100 * runs.loc[seeds, column] for runs in (exact, short))
+            if a.notna().any():
+                one, other, change = mean_interval(a), mean_interval(b), mean_interval(b - a)
+                lines.append(f"| {label} | {one.n} | {name} | {one:.2f} | {other:.2f} | {change:.2f} |")
+                if column == "final_accuracy":
+                    near.append(abs(change.value) <= 0.3)
+                elif one.n > 1:
+                    within.append(one.low <= other.value <= one.high)
+    if not near:
+        return f"*No run is stored in both precisions at profile {study.profile.name}. Make them with* `{study.command}`."
+    return "\n".join(lines) + (
+        f"\n\n{sum(near)} of {len(near)} mean accuracies differ by no more than 0.3 points; {sum(within)} of {len(within)} mean "
+        "instabilities in bf16 lie within the interval of those in float32.")
+
+
 def runs_table(study: Study) -> pd.DataFrame:
     """The runs behind a figure, missing ones included: label, seed, id, stored or not, accuracy, provenance."""
     missing = {run.spec.id for run in study.missing}

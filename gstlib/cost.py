@@ -27,6 +27,7 @@ FLOOR, TARGET, MEASURED, BENCHMARK, AT_LEAST = "floor", "target", "measured", "b
 _ALIKE = {"vgg19": "vgg11"}  # whose operations take as long, where a network was not measured itself
 _DIGITS = (1442, 355)  # scikit-learn's, training and test
 ALL = "all, each run once"
+PUBLISHED = "the paper's own runs"
 
 
 class Work(NamedTuple):
@@ -76,7 +77,8 @@ class Pace:
     the floor.  `cpu`: stored runs of the same shape that a CPU trained, else a
     benchmark on a CPU.  A benchmark and a target are scaled by operations; for
     a network narrower than the one measured that is a lower bound, since small
-    operations take longer than their number says.
+    operations take longer than their number says, and so it is for float32,
+    since both are those of bf16.
     """
 
     def __init__(self, store: Store):
@@ -94,13 +96,13 @@ class Pace:
 
     def gpu(self, spec: RunSpec, of: Work) -> Estimate:
         """A run's share of an H100's time."""
-        model = spec.model.name
+        model, basis = spec.model.name, AT_LEAST if spec.precision != "bf16" else None
         for name in (model, _ALIKE.get(model)):
             if ("cuda", name) in self._per_operation:
-                return Estimate(of.operations * self._per_operation["cuda", name], BENCHMARK)
+                return Estimate(of.operations * self._per_operation["cuda", name], basis or BENCHMARK)
             if name in TARGETS:
                 reference = bench.operations_per_run(bench.model_spec(name))
-                return Estimate(TARGETS[name] * of.operations / reference, TARGET)
+                return Estimate(TARGETS[name] * of.operations / reference, basis or TARGET)
         return Estimate(of.floor, FLOOR)
 
     def cpu(self, spec: RunSpec, of: Work) -> Estimate | None:
@@ -113,7 +115,7 @@ class Pace:
         """The same from a benchmark alone, whether or not such runs are stored."""
         for name in (spec.model.name, _ALIKE.get(spec.model.name)):
             if ("cpu", name) in self._per_operation:
-                basis = BENCHMARK if spec.model.width == 1 else AT_LEAST
+                basis = BENCHMARK if spec.model.width == 1 and spec.precision == "bf16" else AT_LEAST
                 return Estimate(of.operations * self._per_operation["cpu", name], basis)
         return None
 
@@ -124,7 +126,8 @@ def _shape(spec: RunSpec) -> tuple:
 
 
 def table(store: Store, profile: str) -> pd.DataFrame:
-    """A row a figure at `profile` with its number of seeds, and a last one for all figures together.
+    """A row a figure at `profile` with its number of seeds, one for all figures together, and one for those of the paper
+    with the paper's number of seeds where the profile has no fewer.
 
     Columns: figure, configurations, seeds, runs (each specification once),
     shared (runs that a figure above has already), epochs, operations, floor
@@ -132,14 +135,16 @@ def table(store: Store, profile: str) -> pd.DataFrame:
     Hours on a GPU are stated for full-width networks alone; nan means unknown.
     """
     size, pace = PROFILES[profile], Pace(store)
-    rows, seen = [], {}
+    rows, seen, own = [], {}, {}
     for figure in experiments.EXPERIMENTS.values():
         runs = _runs(size, figure)
+        own |= {run.spec.id: run.spec for run in runs if run.spec.seed < (figure.published or 0)}
         row = {"figure": figure.name, "configurations": len(runs) // size.seeds, "seeds": size.seeds}
         once = {run.spec.id: run.spec for run in runs}
         rows.append(row | {"shared": len(once.keys() & seen.keys())} | _sums(once.values(), pace, size.width == 1))
         seen |= once
-    rows.append({"figure": ALL, "seeds": size.seeds, "shared": 0} | _sums(seen.values(), pace, size.width == 1))
+    for name, specs in ((ALL, seen), (PUBLISHED, own)):
+        rows.append({"figure": name, "seeds": size.seeds, "shared": 0} | _sums(specs.values(), pace, size.width == 1))
     return pd.DataFrame(rows)
 
 
@@ -153,7 +158,7 @@ def _sums(specs: Iterable[RunSpec], pace: Pace, full_width: bool) -> dict:
     gpu = [pace.gpu(*pair) if full_width else None for pair in counted]
     cpu = [pace.cpu(*pair) for pair in counted]
     return {"runs": len(counted), "epochs": sum(spec.optimiser.epochs for spec, _ in counted),
-            "operations": sum(of.operations for _, of in counted), "floor": sum(of.floor for _, of in counted) / 3600,
+            "operations": float(sum(of.operations for _, of in counted)), "floor": sum(of.floor for _, of in counted) / 3600,
             **_hours("gpu", gpu), **_hours("cpu", cpu)}
 
 
@@ -169,7 +174,7 @@ def markdown(costs: pd.DataFrame) -> str:
     lines = ["| figure | runs | shared | epochs | PFLOP | floor | H100 | CPU |",
              "|---|---:|---:|---:|---:|---:|---:|---:|"]
     for row in costs.to_dict("records"):
-        mark = "**" if row["figure"] == ALL else ""
+        mark = "**" if row["figure"] in (ALL, PUBLISHED) else ""
         cells = [row["figure"], row["runs"], row["shared"], f"{row['epochs']:,}", _short(row["operations"] / 1e15),
                  duration(row["floor"])]
         for device in ("gpu", "cpu"):

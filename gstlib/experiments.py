@@ -60,12 +60,16 @@ class Labelled(NamedTuple):
 
 
 class Experiment(NamedTuple):
-    """A figure's name, title, the claims it bears on, and the function that lists its runs."""
+    """A figure's name, title, the claims it bears on, and the function that lists its runs.
+
+    `published`: the paper's number of runs a configuration; None for what the paper did not run.
+    """
 
     name: str
     title: str
     claims: tuple[str, ...]
     runs: Callable[[Profile, DataSpec, Iterable[int]], list[Labelled]]
+    published: int | None = 10
 
 
 _VGG11_LAST = ("conv5", "conv6", "conv7", "conv8")
@@ -255,17 +259,31 @@ def figure_a1(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[La
     return _each_seed(profile, data, seeds, "vgg19", {"none": None}, measures=("bn-histogram",))
 
 
+def precision(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labelled]:
+    """No figure of the paper: does bf16 leave accuracy and instability as they are in float32?
+
+    Two of Figure 1's configurations of VGG11 in both precisions, from the same seeds; in the profile's own precision
+    they are Figure 1's runs.  Command: `python -m gstlib run precision --profile quarter`; `--replicas 1` trains each
+    run alone.
+    """
+    return [Labelled(label if kind == profile.precision else f"{label} {kind}", spec)
+            for seed in seeds for kind in ("bf16", "float32")
+            for label, spec in _each_seed(dataclasses.replace(profile, precision=kind), data, [seed], "vgg11", {
+                "none": None, "L r=40": _vgg11(profile, 40, target="L")})]
+
+
 EXPERIMENTS = {e.name: e for e in (
     Experiment("figure1-vgg11", "Figure 1 top: instability and accuracy, VGG11", ("C1", "C3", "C4"), figure1_vgg11),
     Experiment("figure1-resnet18", "Figure 1 bottom: instability and accuracy, ResNet18", ("C2", "C4"),
                figure1_resnet18),
-    Experiment("figure1-resnet18-v4", "Figure 1 bottom, other readings", ("C2",), figure1_resnet18_v4),
+    Experiment("figure1-resnet18-v4", "Figure 1 bottom, other readings", ("C2",), figure1_resnet18_v4, published=None),
     Experiment("figure2", "Figure 2: gap by pruned decile, Conv4", ("C5", "C6", "C7"), figure2),
-    Experiment("figure3", "Figure 3: structured and unstructured, ResNet18", ("C8",), figure3),
+    Experiment("figure3", "Figure 3: structured and unstructured, ResNet18", ("C8",), figure3, published=3),
     Experiment("figure4", "Figure 4: iterative rate, VGG11", ("C9", "C10", "C11", "C12", "C13"), figure4),
     Experiment("figure5", "Figure 5: pruning and noise, VGG11", ("C14", "C15", "C16", "C21"), figure5),
-    Experiment("figureA1", "Figure A1: normality of activations, VGG19", ("C18",), figure_a1),
+    Experiment("figureA1", "Figure A1: normality of activations, VGG19", ("C18",), figure_a1, published=1),
     Experiment("figureA2", "Figure A2: instability by epoch, VGG11", ("C17",), figure1_vgg11),
+    Experiment("precision", "bf16 against float32, VGG11", (), precision, published=None),
 )}
 
 
@@ -279,9 +297,11 @@ class Stage(NamedTuple):
 
 # The order in which runs are worth most: a verdict needs three runs in every
 # configuration, so each figure first gets those (Figure 1 five, on which most
-# claims rest); then the paper's own scale for Figure 1; then more seeds.
+# claims rest, and then the check that bf16 changes nothing, on which all runs
+# do); then the paper's own scale for Figure 1; then more seeds.
 CAMPAIGN = (
     Stage("figure1-vgg11", "quarter", 5),
+    Stage("precision", "quarter", 3),
     Stage("figure4", "quarter", 3),
     Stage("figure5", "quarter", 3),
     Stage("figure2", "paper", 3),

@@ -144,3 +144,23 @@ def test_a_method_has_one_colour():
     labels = ("none", "S r=4", "S r=40", "L r=40", "S r=4 l2", "R r=40")
     colours = {label: figures.method_colour(label) for label in labels}
     assert len(set(colours.values())) == len(colours)
+
+
+def test_what_bf16_changes_is_told_run_by_run(tmp_path):
+    store = Store(tmp_path)
+    finals = {"none": (0.5, 0.6, 0.7), "none bf16": (0.502, 0.602, 0.702),  # float32 is smoke's own
+              "L r=40": (0.5, 0.6, 0.7), "L r=40 bf16": (0.51, 0.61, 0.71)}
+    falls = {"L r=40": (0.1, 0.2, 0.3), "L r=40 bf16": (0.3, 0.4, 0.5)}
+    for run in experiments.precision(SMOKE, DATA, range(3)):
+        seed = run.spec.seed
+        write(store, run, finals[run.label][seed], falls.get(run.label, (0,) * 3)[seed])
+    text = analysis.precisions(analysis.study(store, "precision"))
+    assert "| none | 3 | accuracy, % | 60.00 [50.00, 70.00] | 60.20 [50.20, 70.20] | 0.20 [0.20, 0.20] |" in text
+    assert "| L r=40 | 3 | accuracy, % | 60.00 [50.00, 70.00] | 61.00 [51.00, 71.00] | 1.00 [1.00, 1.00] |" in text
+    assert "| L r=40 | 3 | instability | 20.00 [10.00, 30.00] | 40.00 [30.00, 50.00] | 20.00 [20.00, 20.00] |" in text
+    assert text.endswith("1 of 2 mean accuracies differ by no more than 0.3 points; 0 of 1 mean instabilities in bf16 lie within "
+                         "the interval of those in float32.")
+
+
+def test_one_precision_alone_compares_nothing(store):
+    assert "run precision --profile smoke" in analysis.precisions(analysis.study(store, "precision"))

@@ -10,7 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
-from gstlib import engine, models, train
+from gstlib import engine, experiments, models, train
 from gstlib.data import Images, Loader
 from gstlib.effects import Disturbance
 from gstlib.engine import Engine, Replica
@@ -78,6 +78,16 @@ def test_recorded_steps_of_other_kinds(digits, spec, graphs, monkeypatch, change
     for table in ("epoch", "event"):
         pd.testing.assert_frame_equal(rows(captured, table), rows(eager, table), check_exact=True)
     assert len(graphs) == 4
+
+
+def test_smoke_s_rows_are_the_same_captured_in_company_and_alone(digits, graphs, monkeypatch):
+    profile = experiments.profile("smoke")
+    listed = experiments.figure1_vgg11(profile, experiments.data_spec(profile, "digits", digits.fingerprint), [0])
+    specs = [run.spec for run in listed if run.label in ("none", "L r=40")]
+    assert {one.precision for one in specs} == {"float32"}
+    together, alone = train_captured(monkeypatch, specs, digits), [train.train(one, digits) for one in specs]
+    for table in ("epoch", "event"):
+        pd.testing.assert_frame_equal(rows(together, table), rows(alone, table), rtol=1e-5, atol=0)
 
 
 def test_a_checkpoint_is_taken_up_before_the_capture(digits, spec, graphs, monkeypatch, tmp_path):

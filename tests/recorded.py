@@ -2,7 +2,8 @@
 
 What a capture does to a program it does too: nothing is computed while it
 lasts, every number from the host is frozen, memory stays where it was, and a
-question to the device is an error.  Not emulated: streams and kernels.
+question to the device or a stream that is not joined is an error.  Not
+emulated: kernels, and their order on different streams.
 """
 
 from contextlib import contextmanager, nullcontext
@@ -63,22 +64,43 @@ class _Recorder(TorchDispatchMode):
                 self.before[place] = (tensor, tensor.detach().clone())
 
 
+class _Stream:
+    """A stream takes part in a capture from when it waits for one that does, and must be waited for before the end."""
+
+    capture: dict["_Stream", bool] | None = None  # streams in the capture under way: whether they were waited for
+
+    def __init__(self, device=None):
+        self.device = device
+
+    def wait_stream(self, other):
+        if _Stream.capture is not None:
+            if self in _Stream.capture:
+                _Stream.capture[other] = True
+            elif other in _Stream.capture:
+                _Stream.capture[self] = False
+
+
+@contextmanager
+def _on(stream):
+    if _Stream.capture is not None and stream not in _Stream.capture:
+        raise RuntimeError("work on a stream that does not take part in the capture")
+    yield
+
+
 @contextmanager
 def _capture(graph, pool=None, stream=None):
     recorder = _Recorder(graph)
-    with recorder:
-        yield
+    _Stream.capture = {stream: True}
+    try:
+        with recorder:
+            yield
+        if not all(_Stream.capture.values()):
+            raise RuntimeError("unjoined work")
+    finally:
+        _Stream.capture = None
     with torch.no_grad():
         for tensor, value in recorder.before.values():
             tensor.copy_(value)
-
-
-class _Stream:
-    def __init__(self, device=None):
-        self.waited = []
-
-    def wait_stream(self, other):
-        self.waited.append(other)
 
 
 def install(monkeypatch) -> list[Graph]:
@@ -90,7 +112,7 @@ def install(monkeypatch) -> list[Graph]:
         return made[-1]
 
     for name, stand_in in (("CUDAGraph", graph), ("graph", _capture), ("Stream", _Stream),
-                           ("stream", lambda _: nullcontext()), ("device", lambda _: nullcontext()),
+                           ("stream", _on), ("device", lambda _: nullcontext()),
                            ("synchronize", lambda _=None: None), ("graph_pool_handle", lambda: None)):
         monkeypatch.setattr(torch.cuda, name, stand_in)
     return made

@@ -502,7 +502,10 @@ def seconds_per_run(spec: RunSpec, device: torch.device, replicas: int = 1) -> f
     """Estimated seconds of a run of `spec` on `device`; on a GPU, its share of a lockstep group of `replicas`.
 
     From a few training steps and a test batch, measured once for every shape
-    of run; a data set whose size the specification does not say counts as CIFAR-10.
+    of run, with fewer replicas where memory does not hold so many.  Passes are
+    not compiled for it, which takes a minute: on a GPU the estimate is on the
+    safe side.  A data set whose size the specification does not say counts as
+    CIFAR-10.  Raises `InputError` where not even one run fits.
     """
     sizes = {"digits": (1442, 355)}.get(spec.data.name, (TRAIN, TEST))
     n, test = (asked or whole for asked, whole in zip((spec.data.train_size, spec.data.test_size), sizes))
@@ -518,7 +521,7 @@ def seconds_per_run(spec: RunSpec, device: torch.device, replicas: int = 1) -> f
 @functools.cache
 def _pace(shape: RunSpec, device: torch.device, replicas: int) -> tuple[float, float]:
     try:
-        cost = measure(Case(shape, replicas), device, *((20, 1, 2000) if device.type == "cuda" else (2, 1, 250)))
+        cost = measure(Case(shape, replicas, fuse=False), device, *((20, 1, 2000) if device.type == "cuda" else (2, 1, 250)))
     except RuntimeError as error:
         if not ran_out(error):
             raise

@@ -21,10 +21,10 @@ RESULTS = "results"
 def _runs(args) -> list[tuple[str, experiments.Labelled]]:
     """(figure, labelled run) of everything asked for; `runner.plan` without the images, hence without torch."""
     size = experiments.profile(args.profile)
-    chosen = [experiments.experiment(name) for name in _figures(args)]
+    figures = [experiments.experiment(name).name for name in _figures(args)]
     seeds = experiments.parse_seeds(size.seeds if args.seeds is None else args.seeds)
     data = experiments.data_spec(size, *fingerprints.identify(args.data or size.data))
-    return [(figure.name, run) for figure in chosen for run in figure.runs(size, data, seeds)]
+    return experiments.listed(figures, size, data, seeds)
 
 
 def _figures(args) -> list[str]:

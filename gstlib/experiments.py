@@ -332,6 +332,12 @@ def experiment(name: str) -> Experiment:
     return EXPERIMENTS[name]
 
 
+def listed(figures: Iterable[str], profile: Profile, data: DataSpec, seeds=None) -> list[tuple[str, Labelled]]:
+    """Every run of `figures` at `profile` on `data` as (figure, run); `seeds` as in `parse_seeds`, None: the profile's."""
+    numbers = parse_seeds(profile.seeds if seeds is None else seeds)
+    return [(what.name, run) for what in map(experiment, figures) for run in what.runs(profile, data, numbers)]
+
+
 def data_spec(profile: Profile, name: str, fingerprint: str, classes: int = 10) -> DataSpec:
     """The profile's share of the data set `name` that `fingerprint` proves."""
     return DataSpec(name, fingerprint, classes, profile.train_size, profile.test_size)

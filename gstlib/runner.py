@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from tqdm import tqdm
 
-from gstlib import data, executors, experiments, train
+from gstlib import data, executors, experiments, fingerprints, train
 from gstlib.checkpoint import Checkpoints
 from gstlib.engine import pick_device
 from gstlib.executors import EXECUTORS
@@ -55,26 +56,26 @@ def missing(store: Store, runs: Iterable[Labelled]) -> list[Labelled]:
     return [labelled for run_id, labelled in once.items() if not store.whole(run_id)]
 
 
-def plan(figures: Iterable[str], profile: str, source: str | None = None,
-         seeds=None) -> tuple[list[tuple[str, Labelled]], data.Images]:
+def plan(figures: Iterable[str], profile: str, source: str | None = None, seeds=None,
+         load: Callable[[str], data.Images] = data.load) -> tuple[list[tuple[str, Labelled]], data.Images]:
     """Every run of `figures` at `profile` as (figure, run), and the images they are specified on.
 
-    `source` is what `data.load` takes (None: the profile's own data set),
-    `seeds` what `experiments.parse_seeds` takes (None: the profile's number).
+    `source` is what `load` takes (None: the profile's own data set), `seeds`
+    what `experiments.parse_seeds` takes (None: the profile's number).
     """
     size = experiments.profile(profile)
-    chosen = [experiments.experiment(name) for name in figures]
-    numbers = experiments.parse_seeds(size.seeds if seeds is None else seeds)
-    images = data.load(source or size.data)
+    figures = [experiments.experiment(name).name for name in figures]  # before anything is loaded
+    experiments.parse_seeds(size.seeds if seeds is None else seeds)
+    images = load(source or size.data)
     spec = experiments.data_spec(size, images.name, images.fingerprint, images.classes)
-    return [(what.name, run) for what in chosen for run in what.runs(size, spec, numbers)], images
+    return experiments.listed(figures, size, spec, seeds), images
 
 
 def train_missing(store: Store, figures: Iterable[str], profile: str, source: str | None = None, seeds=None,
-                  device: str = "auto", **options) -> Outcome:
+                  device: str = "auto", load: Callable[[str], data.Images] = data.load, **options) -> Outcome:
     """Train and store what is missing of `figures`: `plan`, then `run` with its `options`."""
     _device(device, options.get("executor"), options.get("address"), options.get("workers"))
-    planned, images = plan(figures, profile, source, seeds)
+    planned, images = plan(figures, profile, source, seeds, load)
     return run(store, [labelled for _, labelled in planned], images, source or experiments.profile(profile).data,
                profile, device, **options)
 
@@ -83,7 +84,9 @@ def campaign(store: Store, source: str | None = None) -> list[tuple[experiments.
     """Every run of `experiments.CAMPAIGN` that `store` lacks, each once, in the order in which it is worth most."""
     lacking: dict[str, tuple[experiments.Stage, Labelled]] = {}
     for stage in experiments.CAMPAIGN:
-        planned, _ = plan([stage.figure], stage.profile, source, stage.seeds)
+        size = experiments.profile(stage.profile)
+        planned = experiments.listed([stage.figure], size, experiments.data_spec(
+            size, *fingerprints.identify(source or size.data)), stage.seeds)
         for labelled in missing(store, [labelled for _, labelled in planned]):
             lacking.setdefault(labelled.spec.id, (stage, labelled))
     return list(lacking.values())
@@ -93,14 +96,14 @@ def run_campaign(store: Store, source: str | None = None, device: str = "auto", 
                  **options) -> Outcome:
     """Work off `experiments.CAMPAIGN` from wherever `store` stands, stage by stage, within `time_limit` minutes."""
     ends = None if time_limit is None else time.monotonic() + 60 * time_limit
-    total = Outcome()
+    total, load = Outcome(), functools.cache(data.load)  # once for all stages
     # what cannot end in time is begun only when no later stage has anything that can
     for partial in (False, True) if ends is not None else (True,):
         total.left.clear()
         for stage in experiments.CAMPAIGN:
             left = None if ends is None else max(1e-9, (ends - time.monotonic()) / 60)
             outcome = train_missing(store, [stage.figure], stage.profile, source, stage.seeds, device,
-                                    time_limit=left, partial=partial, **options)
+                                    load, time_limit=left, partial=partial, **options)
             total.stored += 0 if partial and ends is not None else outcome.stored
             total.trained += outcome.trained
             total.left += outcome.left

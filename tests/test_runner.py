@@ -120,3 +120,11 @@ def test_campaign_lists_each_missing_run_once_in_order_of_worth(tmp_path, monkey
     assert len(first) == 25
     assert {dataclasses.replace(labelled.spec, seed=0).id for labelled in first} == {
         r.spec.id for r in experiments.figure1_vgg11(experiments.profile("quarter"), first[0].spec.data, [0])}
+
+
+def test_a_campaign_loads_its_data_once(tmp_path, digits, runs, monkeypatch):
+    loaded, trained = [], []
+    monkeypatch.setattr(runner.data, "load", lambda source, **_: loaded.append(source) or digits)
+    monkeypatch.setattr(runner, "run", lambda store, runs, images, *rest, **_: trained.append(images) or runner.Outcome())
+    runner.run_campaign(Store(tmp_path), "digits", "cpu", time_limit=5)
+    assert loaded == ["digits"] and len(trained) == 2 * len(experiments.CAMPAIGN) and all(images is digits for images in trained)

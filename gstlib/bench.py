@@ -33,10 +33,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from gstlib import analysis, convolution, data, experiments, models, runner, train
+from gstlib import analysis, convolution, data, experiments, models, train
 from gstlib import store as stored
 from gstlib.data import SIDE, Images, Loader
-from gstlib.engine import Engine, Replica, ran_out
+from gstlib.engine import Engine, Replica, cores, ran_out
 from gstlib.spec import DataSpec, InputError, OptimiserSpec, RunSpec
 from gstlib.store import Store
 
@@ -69,7 +69,7 @@ def default_size(device: torch.device, quick: bool) -> Size:
         return Size((1, 5), 3e9, 2, TEST, ("vgg11",)) if quick else Size((1, 2, 5, 10, 20), 2e10, 3, TEST)
     numbers = (1, 2, 5, 10, 20)
     if quick:
-        return Size(tuple(n for n in numbers if n <= runner.cores()), 3e8, 2, 125, ("vgg11",))
+        return Size(tuple(n for n in numbers if n <= cores()), 3e8, 2, 125, ("vgg11",))
     return Size(numbers, 1e9, 3, 1000)
 
 
@@ -301,7 +301,7 @@ def _member(*arguments) -> Cost:
 
 def _cost(case: Case, device: torch.device, *how) -> Cost:
     if device.type == "cpu" and case.replicas > 1:
-        return measure_together(min(case.replicas, runner.cores()), case, device, *how)
+        return measure_together(min(case.replicas, cores()), case, device, *how)
     return measure(case, device, *how)
 
 
@@ -389,7 +389,7 @@ def row(spec: RunSpec, device: torch.device, replicas: int, cost: Cost | None, p
     counted = count(spec.model.name, spec.model.width, spec.data.classes)
     step, test = cost.step / replicas, cost.test * TEST
     if device.type == "cpu":
-        test /= min(replicas, runner.cores())  # tested side by side; on a GPU in turn
+        test /= min(replicas, cores())  # tested side by side; on a GPU in turn
     operations, moved = counted.operations(batch), counted.traffic(batch, spec.precision)
     compute, memory = operations / peak["peak_operations_per_s"], moved / peak["peak_bytes_per_s"]
     return {
@@ -468,7 +468,7 @@ def run(device: torch.device, quick: bool = False, progress: bool = True, size: 
                      f"test pass of {TEST} images": fitting[alone].test * TEST}
             costs += [{"model": model, "device": device.type, "cost": name, "ms": 1e3 * seconds,
                        "training_steps": seconds * rate[alone]} for name, seconds in parts.items() if seconds is not None]
-            company = max((n for n in fitting if n <= (10 if cuda else runner.cores())), default=alone)
+            company = max((n for n in fitting if n <= (10 if cuda else cores())), default=alone)
             for name, case in variants(Case(spec, company if cuda else alone)).items() if model in size.techniques else ():
                 without = case.replicas / done(f"{model} without {name}", _cost, case, *how).step
                 with_it = rate[case.replicas if case.one_thread else company]
@@ -478,7 +478,7 @@ def run(device: torch.device, quick: bool = False, progress: bool = True, size: 
     peak = {name: max(rate, again[name]) for name, rate in peak.items()}
     rows = [row(*what, peak) for what in measured]
     machine = train.provenance(synthetic(1, 1), device, "paper", time.perf_counter() - began) | peak | {
-        "cores": runner.cores(), "quick": quick, "blocks": size.blocks,
+        "cores": cores(), "quick": quick, "blocks": size.blocks,
         "steps": {model: size.steps(model) for model in size.models}}
     return {"machine": machine, "rows": rows, "techniques": techniques, "costs": costs}
 

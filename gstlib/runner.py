@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import signal
 import sys
 import threading
@@ -14,9 +13,9 @@ from dataclasses import dataclass, field
 import torch
 from tqdm import tqdm
 
-from gstlib import data, executors, experiments, fingerprints, train
+from gstlib import bench, data, executors, experiments, fingerprints, train
 from gstlib.checkpoint import Checkpoints
-from gstlib.engine import pick_device
+from gstlib.engine import cores, pick_device
 from gstlib.executors import EXECUTORS
 from gstlib.experiments import Labelled
 from gstlib.leases import Leases
@@ -206,11 +205,6 @@ def _device(name: str, executor: str | None, address: str | None, workers: int |
     return pick_device(name)
 
 
-def cores() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class _Signals:
     """Context in which SIGINT and SIGTERM only leave their number here; the second one is raised at once."""
 
@@ -255,8 +249,6 @@ class _Clock:
         if train.shape(spec) not in self.seconds:
             if self.device is None:  # others train: nothing to measure on, and checkpoints keep what does not end
                 return True
-            from gstlib import bench  # which itself needs the runner
-
             self.seconds[train.shape(spec)] = bench.seconds_per_run(spec, self.device, len(group))
         left = 1 - epoch / spec.optimiser.epochs
         return time.monotonic() + len(group) * left * self.seconds[train.shape(spec)] < self.deadline

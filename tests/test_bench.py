@@ -158,7 +158,7 @@ def test_replicas_are_shared_out_to_processes(monkeypatch):
             return cost._replace(blocks=[float(shares[-1]), 2.0])
 
     monkeypatch.setattr(bench, "_crew", lambda processes: Crew())
-    monkeypatch.setattr(bench.runner, "cores", lambda: 3)
+    monkeypatch.setattr(bench, "cores", lambda: 3)
     assert bench._cost(bench.Case(bench.model_spec("vgg11"), replicas=20), CPU, 1, 2, 8).memory == 21
     assert shares == [7, 7, 6]
 

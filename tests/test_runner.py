@@ -43,13 +43,18 @@ def test_groups_hold_one_shape_and_no_more_than_asked(tiny_spec):
     assert sorted(sizes) == [["a"], ["a", "a"], ["b"]]
 
 
-def test_more_replicas_than_memory_holds_goes_on_with_fewer(tmp_path, digits, runs, monkeypatch):
+@pytest.mark.parametrize("in_a_capture", [False, True])
+def test_more_replicas_than_memory_holds_goes_on_with_fewer(tmp_path, digits, runs, monkeypatch, in_a_capture):
     real, tried = train.train_group, []
 
     def small_memory(specs, *rest):
         tried.append(len(specs))
         if len(specs) > 2:
-            raise torch.OutOfMemoryError("made up")
+            try:
+                raise torch.OutOfMemoryError("made up")
+            finally:
+                if in_a_capture:  # which cannot be ended properly then
+                    raise RuntimeError("capture failed")
         return real(specs, *rest)
 
     monkeypatch.setattr(train, "train_group", small_memory)

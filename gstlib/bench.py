@@ -332,7 +332,7 @@ def plain_loop(spec: RunSpec, device: torch.device, steps: int, blocks: int) -> 
 
     cuda, batch = device.type == "cuda", spec.optimiser.batch_size
     torch.set_float32_matmul_precision("high" if cuda else "highest")  # on a CPU "high" may mean bf16
-    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = True, False
     augmentation = [transforms.RandomCrop(SIDE, padding=4), transforms.RandomHorizontalFlip()] if spec.data.augment else []
     transform = transforms.Compose(
         [*augmentation, transforms.ToTensor(), transforms.Normalize((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from gstlib import experiments, fingerprints
+from gstlib import experiments, files, fingerprints
 from gstlib.spec import InputError, RunSpec
 from gstlib.store import Store
 
@@ -163,13 +163,21 @@ def command_bench(args) -> int:
     from gstlib import bench
     from gstlib.engine import pick_device
 
-    result = bench.stored_runs() if args.store else bench.run(pick_device(args.device), args.quick)
-    text = json.dumps(result, indent=1)
-    if args.output:
+    device, place = pick_device(args.device), args.output and Path(args.output)
+    if place:  # found out before minutes of measuring, not after
         try:
-            Path(args.output).write_text(text + "\n")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.open("a").close()
         except OSError as error:
-            raise InputError(f"the figures could not be written to {args.output}: {error.strerror}") from error
+            raise InputError(f"the figures cannot be written to {args.output}: {error.strerror}") from error
+    try:
+        result = bench.stored_runs() if args.store else bench.run(device, args.quick)
+        text = json.dumps(result, indent=1)
+        if place:
+            files.write_whole(place, lambda file: file.write(f"{text}\n".encode()))
+    finally:
+        if place and place.exists() and not place.stat().st_size:  # interrupted: no empty file is left
+            place.unlink()
     if args.store and not args.json:
         text = "\n".join(f"{name}: {seconds:.2f} s" for name, seconds in result.items())
     print(text if args.json or args.store else bench.table(result))

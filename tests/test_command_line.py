@@ -387,3 +387,28 @@ def test_a_closed_pipe_is_no_error(filled, results):
     os.close(writing)
     _, err = process.communicate(timeout=120)
     assert err == "" and process.returncode in (0, 141)
+
+
+def test_a_benchmark_that_cannot_be_written_is_not_begun(tmp_path, monkeypatch, capsys):
+    from gstlib import bench
+
+    begun = []
+    monkeypatch.setattr(bench, "run", lambda *_: begun.append(1) or {"machine": {}})
+    (tmp_path / "file").write_text("")
+    assert main(["bench", "--output", str(tmp_path / "file" / "bench.json")]) == 2
+    assert "cannot be written" in capsys.readouterr().err and not begun
+    assert main(["bench", "--json", "--output", str(tmp_path / "new" / "bench.json")]) == 0
+    assert json.loads((tmp_path / "new" / "bench.json").read_text()) == {"machine": {}}
+
+
+def test_an_interrupted_benchmark_leaves_what_was_there(tmp_path, monkeypatch):
+    from gstlib import bench
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "run", interrupted)
+    (tmp_path / "old.json").write_text("{}")
+    for name in ("old.json", "new.json"):
+        assert main(["bench", "--output", str(tmp_path / name)]) == 130
+    assert [place.name for place in tmp_path.iterdir()] == ["old.json"] and (tmp_path / "old.json").read_text() == "{}"

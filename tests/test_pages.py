@@ -223,11 +223,13 @@ def test_the_table_of_runs_filters_and_sorts(visit, width):  # noqa: F811
     assert rows.count() == every
     column = tab.locator("table.dataTable thead th", has_text="accuracy").first
     place = column.evaluate("cell => cell.cellIndex")
-    for _ in range(2):  # upward, then downward
+    for order in (1, -1):  # upward, then downward; the table is drawn anew some time after the click
         column.click()
-        values = [float(row.locator("td").nth(place).inner_text()) for row in rows.all()]
-        assert values == sorted(values, reverse=values[0] > values[-1])
-    assert values[0] >= values[-1] and (len(set(values)) == 1 or values[0] > values[-1])
+        tab.wait_for_function("""([place, order]) => {
+            const rows = [...document.querySelectorAll("table.dataTable tbody tr")];
+            const values = rows.map(row => order * parseFloat(row.cells[place].innerText));
+            return values.length > 1 && values.every((value, i) => i == 0 || values[i - 1] <= value);
+        }""", arg=[place, order], timeout=20_000)
 
 
 @pytest.mark.browser

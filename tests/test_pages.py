@@ -207,6 +207,8 @@ def test_hostile_text_is_shown_as_text_and_does_nothing(browser, tmp_path):  # n
 @built
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
 def test_the_table_of_runs_filters_and_sorts(visit, width):  # noqa: F811
+    from playwright.sync_api import expect
+
     tab = visit("chapters/runs.html", width)
     if "No run is stored" in tab.locator("article").inner_text():
         pytest.skip("the book was built from an empty store")
@@ -216,11 +218,12 @@ def test_the_table_of_runs_filters_and_sorts(visit, width):  # noqa: F811
     run_id = rows.last.locator("td").first.inner_text()
     box = tab.locator(".dt-search input")
     box.fill(run_id)
-    assert rows.count() == 1 < every and rows.first.locator("td").first.inner_text() == run_id
+    expect(rows).to_have_count(1)
+    assert every > 1 and rows.first.locator("td").first.inner_text() == run_id
     box.fill("no such word")
-    assert "no run matches" in tab.locator("table.dataTable tbody").inner_text()
+    expect(tab.locator("table.dataTable tbody")).to_contain_text("no run matches")
     box.fill("")
-    assert rows.count() == every
+    expect(rows).to_have_count(every)
     column = tab.locator("table.dataTable thead th", has_text="accuracy").first
     place = column.evaluate("cell => cell.cellIndex")
     for order in (1, -1):  # upward, then downward; the table is drawn anew some time after the click

@@ -482,9 +482,13 @@ def precisions(study: Study) -> str:
     lines = ["| configuration | runs | measure | float32 | bf16 | bf16 minus float32 |", "|---|---:|---|---:|---:|---:|"]
     near: list[bool] = []
     within: list[bool] = []
-    for label in (name for name in study.labels if study.spec(name).precision == study.profile.precision):
-        exact, short = (study.runs[study.runs["label"] == (label if kind == study.profile.precision else f"{label} {kind}")]
-                        .set_index("seed") for kind in ("float32", "bf16"))
+    pairs: dict[str, dict[str, str]] = {}
+    for label in study.labels if len(study.runs) else ():
+        spec = study.spec(label)
+        pairs.setdefault(dataclasses.replace(spec, precision="float32").id, {})[spec.precision] = label
+    for labels in pairs.values():
+        label = labels[study.profile.precision]
+        exact, short = (study.runs[study.runs["label"] == labels[kind]].set_index("seed") for kind in ("float32", "bf16"))
         seeds = exact.index.intersection(short.index)
         for name, column in (("accuracy, %", "final_accuracy"), ("instability", "mean_instability")):
             a, b = (100 * runs.loc[seeds, column] for runs in (exact, short))

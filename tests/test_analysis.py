@@ -164,3 +164,9 @@ def test_what_bf16_changes_is_told_run_by_run(tmp_path):
 
 def test_one_precision_alone_compares_nothing(store):
     assert "run precision --profile smoke" in analysis.precisions(analysis.study(store, "precision"))
+
+
+def test_precisions_of_a_store_with_other_experiments_alone(tmp_path):
+    store = Store(tmp_path)
+    write(store, experiments.figure2(SMOKE, DATA, [0])[0], 0.5, 0.1)
+    assert "run precision --profile smoke" in analysis.precisions(analysis.study(store, "precision"))

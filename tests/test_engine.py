@@ -17,12 +17,12 @@ def rows(result, table):
     return pd.DataFrame(result.tables[table]).drop(columns="seconds", errors="ignore")
 
 
-def replica(digits, batch_size=32, precision="float32", size=64):
+def replica(digits, batch_size=32, precision="float32", size=64, device="cpu", name="adam"):
     images = digits.subset(digits.spec(train_size=size, test_size=40))
-    loader = Loader(images, batch_size, False, 0, torch.device("cpu"), False)
-    spec = OptimiserSpec(epochs=2, batch_size=batch_size, milestones=(1,))
+    loader = Loader(images, batch_size, False, 0, torch.device(device), False)
+    spec = OptimiserSpec(name=name, momentum=0.9 if name == "sgd" else 0.0, epochs=2, batch_size=batch_size, milestones=(1,))
     torch.manual_seed(0)
-    return Replica(build("vgg11", 10, 1 / 16), spec, loader, precision)
+    return Replica(build("vgg11", 10, 1 / 16).to(device), spec, loader, precision)
 
 
 def test_rows_do_not_depend_on_company(digits, tiny_spec):
@@ -105,3 +105,23 @@ def test_bf16_is_close_to_float32(digits):
 def test_devices_that_are_not_there(name):
     with pytest.raises(InputError, match="device"):
         pick_device(name)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_captured_steps_equal_eager_ones(digits, name):
+    results = []
+    for capture in (False, True):
+        engine = Engine([replica(digits, size=72, device="cuda", name=name) for _ in range(2)], capture=capture)
+        measured = [engine.train_epoch(epoch) for epoch in range(2)]
+        results.append([(m.loss, m.accuracy) for pair in measured for m in pair] + [engine.test(1).loss])
+    for eager, captured in zip(*results):
+        assert captured == pytest.approx(eager, rel=1e-3)
+
+
+@pytest.mark.cuda
+def test_masks_rewritten_in_place_reach_the_captured_graph(digits, tiny_spec):
+    spec = tiny_spec(pruning=PRUNING)
+    on_gpu, on_cpu = (train.train(spec, digits, device) for device in ("cuda", "cpu"))
+    assert rows(on_gpu, "event")["removed_total"].tolist() == rows(on_cpu, "event")["removed_total"].tolist()
+    assert rows(on_gpu, "epoch")["train_loss"].tolist() == pytest.approx(rows(on_cpu, "epoch")["train_loss"].tolist(), rel=1e-2)

@@ -138,7 +138,7 @@ def table(store: Store, profile: str) -> pd.DataFrame:
     rows, seen, own = [], {}, {}
     for figure in experiments.EXPERIMENTS.values():
         runs = _runs(size, figure)
-        own |= {run.spec.id: run.spec for run in runs if run.spec.seed < (figure.published or 0)}
+        own |= {run.spec.id: run.spec for run in runs if run.spec.seed < (figure.published_runs or 0)}
         row = {"figure": figure.name, "configurations": len(runs) // size.seeds, "seeds": size.seeds}
         once = {run.spec.id: run.spec for run in runs}
         rows.append(row | {"shared": len(once.keys() & seen.keys())} | _sums(once.values(), pace, size.width == 1))

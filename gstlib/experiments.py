@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gstlib.spec import DataSpec, InputError, ModelSpec, OptimiserSpec, PruningSpec, RunSpec, check_choice
 
@@ -62,14 +62,14 @@ class Labelled(NamedTuple):
 class Experiment(NamedTuple):
     """A figure's name, title, the claims it bears on, and the function that lists its runs.
 
-    `published`: the paper's number of runs a configuration; None for what the paper did not run.
+    `published_runs`: the paper's number of runs a configuration; None for what the paper did not run.
     """
 
     name: str
     title: str
     claims: tuple[str, ...]
     runs: Callable[[Profile, DataSpec, Iterable[int]], list[Labelled]]
-    published: int | None = 10
+    published_runs: int | None = 10
 
 
 _VGG11_LAST = ("conv5", "conv6", "conv7", "conv8")
@@ -276,14 +276,14 @@ EXPERIMENTS = {e.name: e for e in (
     Experiment("figure1-vgg11", "Figure 1 top: instability and accuracy, VGG11", ("C1", "C3", "C4"), figure1_vgg11),
     Experiment("figure1-resnet18", "Figure 1 bottom: instability and accuracy, ResNet18", ("C2", "C4"),
                figure1_resnet18),
-    Experiment("figure1-resnet18-v4", "Figure 1 bottom, other readings", ("C2",), figure1_resnet18_v4, published=None),
+    Experiment("figure1-resnet18-v4", "Figure 1 bottom, other readings", ("C2",), figure1_resnet18_v4, published_runs=None),
     Experiment("figure2", "Figure 2: gap by pruned decile, Conv4", ("C5", "C6", "C7"), figure2),
-    Experiment("figure3", "Figure 3: structured and unstructured, ResNet18", ("C8",), figure3, published=3),
+    Experiment("figure3", "Figure 3: structured and unstructured, ResNet18", ("C8",), figure3, published_runs=3),
     Experiment("figure4", "Figure 4: iterative rate, VGG11", ("C9", "C10", "C11", "C12", "C13"), figure4),
     Experiment("figure5", "Figure 5: pruning and noise, VGG11", ("C14", "C15", "C16", "C21"), figure5),
-    Experiment("figureA1", "Figure A1: normality of activations, VGG19", ("C18",), figure_a1, published=1),
+    Experiment("figureA1", "Figure A1: normality of activations, VGG19", ("C18",), figure_a1, published_runs=1),
     Experiment("figureA2", "Figure A2: instability by epoch, VGG11", ("C17",), figure1_vgg11),
-    Experiment("precision", "bf16 against float32, VGG11", (), precision, published=None),
+    Experiment("precision", "bf16 against float32, VGG11", (), precision, published_runs=None),
 )}
 
 
@@ -332,15 +332,23 @@ def experiment(name: str) -> Experiment:
     return EXPERIMENTS[name]
 
 
-def listed(figures: Iterable[str], profile: Profile, data: DataSpec, seeds=None) -> list[tuple[str, Labelled]]:
-    """Every run of `figures` at `profile` on `data` as (figure, run); `seeds` as in `parse_seeds`, None: the profile's."""
-    numbers = parse_seeds(profile.seeds if seeds is None else seeds)
-    return [(what.name, run) for what in map(experiment, figures) for run in what.runs(profile, data, numbers)]
-
-
 def data_spec(profile: Profile, name: str, fingerprint: str, classes: int = 10) -> DataSpec:
     """The profile's share of the data set `name` that `fingerprint` proves."""
     return DataSpec(name, fingerprint, classes, profile.train_size, profile.test_size)
+
+
+def listed(figures: Iterable[str], name: str, seeds, find: Callable[[str], Any]) -> tuple[list[tuple[str, Labelled]], Any]:
+    """Every run of `figures` at the profile `name` as (figure, run), and the data that `find` gave.
+
+    `seeds` as in `parse_seeds`, None: the profile's number.  `find(data)` is
+    called with the profile's own data set once all names are known to be
+    right, and gives anything with `name`, `fingerprint` and `classes`.
+    """
+    size, chosen = profile(name), [experiment(figure) for figure in figures]
+    numbers = parse_seeds(size.seeds if seeds is None else seeds)
+    found = find(size.data)
+    spec = data_spec(size, found.name, found.fingerprint, found.classes)
+    return [(what.name, run) for what in chosen for run in what.runs(size, spec, numbers)], found
 
 
 def parse_seeds(text: str | int | Iterable[int]) -> list[int]:

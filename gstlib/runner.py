@@ -62,12 +62,7 @@ def plan(figures: Iterable[str], profile: str, source: str | None = None, seeds=
     `source` is what `load` takes (None: the profile's own data set), `seeds`
     what `experiments.parse_seeds` takes (None: the profile's number).
     """
-    size = experiments.profile(profile)
-    figures = [experiments.experiment(name).name for name in figures]  # before anything is loaded
-    experiments.parse_seeds(size.seeds if seeds is None else seeds)
-    images = load(source or size.data)
-    spec = experiments.data_spec(size, images.name, images.fingerprint, images.classes)
-    return experiments.listed(figures, size, spec, seeds), images
+    return experiments.listed(figures, profile, seeds, lambda own: load(source or own))
 
 
 def train_missing(store: Store, figures: Iterable[str], profile: str, source: str | None = None, seeds=None,
@@ -83,9 +78,8 @@ def campaign(store: Store, source: str | None = None) -> list[tuple[experiments.
     """Every run of `experiments.CAMPAIGN` that `store` lacks, each once, in the order in which it is worth most."""
     lacking: dict[str, tuple[experiments.Stage, Labelled]] = {}
     for stage in experiments.CAMPAIGN:
-        size = experiments.profile(stage.profile)
-        planned = experiments.listed([stage.figure], size, experiments.data_spec(
-            size, *fingerprints.identify(source or size.data)), stage.seeds)
+        planned, _ = experiments.listed([stage.figure], stage.profile, stage.seeds,
+                                        lambda own: fingerprints.identify(source or own))
         for labelled in missing(store, [labelled for _, labelled in planned]):
             lacking.setdefault(labelled.spec.id, (stage, labelled))
     return list(lacking.values())

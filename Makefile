@@ -72,7 +72,6 @@ test: $(READY) ## run the tests
 	$(BIN)/python -m pytest
 
 bench: $(READY) ## measure the engine against a plain PyTorch loop (QUICK=1: in minutes)
-	mkdir -p build
 	$(BIN)/python -m gstlib bench $(if $(QUICK),--quick) --output build/bench.json
 
 faults: $(READY) ## try to break what keeps runs, and keep what was seen in RESULTS (KILLS=100)

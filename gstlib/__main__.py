@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -20,11 +21,8 @@ RESULTS = "results"
 
 def _runs(args) -> list[tuple[str, experiments.Labelled]]:
     """(figure, labelled run) of everything asked for; `runner.plan` without the images, hence without torch."""
-    size = experiments.profile(args.profile)
-    figures = [experiments.experiment(name).name for name in _figures(args)]
-    seeds = experiments.parse_seeds(size.seeds if args.seeds is None else args.seeds)
-    data = experiments.data_spec(size, *fingerprints.identify(args.data or size.data))
-    return experiments.listed(figures, size, data, seeds)
+    return experiments.listed(_figures(args), args.profile, args.seeds,
+                              lambda own: fingerprints.identify(args.data or own))[0]
 
 
 def _figures(args) -> list[str]:
@@ -163,21 +161,20 @@ def command_bench(args) -> int:
     from gstlib import bench
     from gstlib.engine import pick_device
 
-    device, place = pick_device(args.device), args.output and Path(args.output)
+    place = args.output and Path(args.output)
     if place:  # found out before minutes of measuring, not after
-        try:
+        with suppress(OSError):
             place.parent.mkdir(parents=True, exist_ok=True)
-            place.open("a").close()
-        except OSError as error:
-            raise InputError(f"the figures cannot be written to {args.output}: {error.strerror}") from error
-    try:
-        result = bench.stored_runs() if args.store else bench.run(device, args.quick)
-        text = json.dumps(result, indent=1)
-        if place:
+        if place.is_dir() or not place.parent.is_dir() or not os.access(place.parent, os.W_OK):
+            raise InputError(f"the figures cannot be written to {place}; name a file in a folder that can be written to")
+    result = bench.stored_runs() if args.store else bench.run(pick_device(args.device), args.quick)
+    text = json.dumps(result, indent=1)
+    if place:
+        try:
             files.write_whole(place, lambda file: file.write(f"{text}\n".encode()))
-    finally:
-        if place and place.exists() and not place.stat().st_size:  # interrupted: no empty file is left
-            place.unlink()
+        except OSError as error:
+            print(text)
+            raise InputError(f"the figures could not be written to {place} ({error.strerror}) and are printed instead") from error
     if args.store and not args.json:
         text = "\n".join(f"{name}: {seconds:.2f} s" for name, seconds in result.items())
     print(text if args.json or args.store else bench.table(result))

@@ -5,11 +5,11 @@ needs nothing from the host: it gathers its batch by a counter that lives on
 the device, so that on a GPU one CUDA graph holds a whole step of every
 replica (gather, augmentation, forward, loss, backward, optimiser, metrics),
 each replica a branch on a stream of its own.  Forward and backward pass are
-compiled there, so that masks, casts, batch normalisation and ReLU, which move
-more bytes than the convolutions at this batch size, become few kernels.
-Whatever changes between steps (learning rate, masks, noise, the epoch's
-order) is rewritten in place, and the graph stays valid.  On a CPU the same
-step function is simply called.
+compiled there, so that masks, casts, batch normalisation and ReLU, each of
+which reads and writes whole tensors, become few kernels.  Whatever changes
+between steps (learning rate, masks, noise, the epoch's order) is rewritten in
+place, and the graph stays valid.  On a CPU the same step function is simply
+called.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Replica:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        self.compiled: Callable | None = None  # a network like this one as `_loss`, for whole batches; see `Engine`
+        self.compiled: Callable | None = None  # what whole batches go through instead of `loss`, see `_compiled`
 
     def learning_rate(self, epoch: int) -> float:
         """The rate of `epoch` (from 0): multiplied by `decay` from each milestone on."""
@@ -263,7 +263,7 @@ class Engine:
         self.capture = on_gpu if capture is None else capture
         torch.set_float32_matmul_precision("high" if first.precision == "tf32" else "highest")
         torch.backends.cudnn.allow_tf32 = first.precision == "tf32"
-        torch.backends.cudnn.benchmark = on_gpu and autotune
+        torch.backends.cudnn.benchmark = self.autotune = on_gpu and autotune
         self._graphs: dict[tuple, torch.cuda.CUDAGraph] = {}
         self.streams = None
         if self.capture:
@@ -276,7 +276,7 @@ class Engine:
     def techniques(self) -> list[str]:
         """What is in use, in words."""
         return [name for name, used in (("CUDA graph", self.capture), ("streams", self.streams), ("compiled", self.fused),
-                                        ("cuDNN autotuning", torch.backends.cudnn.benchmark)) if used]
+                                        ("cuDNN autotuning", self.autotune)) if used]
 
     def _fuse(self) -> bool:
         """Compile the replicas' passes; returns whether all of them could be, and agree with the eager ones."""

@@ -48,6 +48,7 @@ def test_what_is_measured_is_the_paper_profile():
     spec = bench.model_spec("vgg11")
     assert (spec.precision, spec.channels_last, spec.model.width, spec.optimiser.batch_size) == ("bf16", True, 1.0, 128)
     assert bench.model_spec("conv4").data.augment and bench.model_spec("conv4").optimiser.epochs == 55
+    assert bench.default_size(torch.device("cuda"), quick=False).steps("conv4") == 391
     assert all(bench.default_size(torch.device(kind), quick=False).replicas == (1, 2, 5, 10, 20) for kind in ("cuda", "cpu"))
 
 
@@ -142,8 +143,8 @@ def test_a_runs_estimate_follows_its_size(tiny_spec):
 def test_processes_side_by_side():
     spec = bench.model_spec("vgg11", 1 / 16, 8)
     two, five = (bench.measure_together(2, bench.Case(spec, replicas=n), CPU, 1, 3, 8) for n in (2, 5))
-    assert len(two.blocks) == 3 and two.memory > 200e6
-    assert 0 < two.step < five.step
+    for cost in (two, five):
+        assert len(cost.blocks) == 3 and cost.step > 0 and cost.memory > 200e6
 
 
 def test_replicas_are_shared_out_to_processes(monkeypatch):

@@ -122,18 +122,18 @@ def test_the_stand_in_notices_what_a_graph_cannot_hold(graphs):
 def test_compiled_passes_give_the_eager_rows_and_are_shared(digits, spec, monkeypatch):
     # without code generation, which takes a minute: what is traced, and for whom, is the same
     compiled = torch.compile(engine._loss_with, fullgraph=True, dynamic=False, backend="aot_eager")
-    traced = []
+    engines = []
     monkeypatch.setattr(engine, "_compiler", lambda: compiled)
-    monkeypatch.setattr(engine, "_skeletons", traced_skeletons := {})
+    monkeypatch.setattr(engine, "_skeletons", skeletons := {})
     specs = [spec(pruning=COMPANY[name], seed=seed)
              for seed, name in enumerate(("none", "removed", "none", "zeroed", "noised", "removed"))]
     eager = train.train_group(specs, digits)
-    monkeypatch.setattr(train, "Engine", lambda replicas: traced.append(Engine(replicas, fuse=True)) or traced[-1])
+    monkeypatch.setattr(train, "Engine", lambda replicas: engines.append(Engine(replicas, fuse=True)) or engines[-1])
     fused = train.train_group(specs, digits)
     for table in ("epoch", "event"):
         pd.testing.assert_frame_equal(rows(fused, table), rows(eager, table), check_exact=True)
-    assert traced[0].fused and traced[0].techniques == ["compiled"]
-    assert len(traced_skeletons) == 3  # unmasked, masked, masked with noise
+    assert engines[0].fused and engines[0].techniques == ["compiled"]
+    assert len(skeletons) == 3  # unmasked, masked, masked with noise
 
 
 def test_a_pass_that_cannot_be_compiled_is_said_and_left_eager(digits, spec, monkeypatch, capsys):

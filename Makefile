@@ -47,7 +47,7 @@ endif
 	$(MAKE) --no-print-directory $(DRAWN)
 
 # runs/ itself is named because a run that is gone leaves no file to be newer
-$(DRAWN): $(READY) $(CHAPTERS) $(wildcard gstlib/*.py $(RESULTS)/*.json $(RESULTS)/runs $(RESULTS)/runs/*.parquet)
+$(DRAWN): $(READY) $(CHAPTERS) $(wildcard gstlib/*.py gstlib/*/*.py $(RESULTS)/*.json $(RESULTS)/runs $(RESULTS)/runs/*.parquet)
 	rm -rf $(EXECUTED)
 	mkdir -p $(EXECUTED) $(KERNELS)/profile_default
 	touch $(EXECUTED)/.begun

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from gstlib import experiments, files, fingerprints
-from gstlib.spec import InputError, RunSpec
+from gstlib import experiments, files
+from gstlib.data import identity
+from gstlib.errors import InputError
+from gstlib.spec import RunSpec
 from gstlib.store import Store
 
 RESULTS = "results"
@@ -22,7 +24,7 @@ RESULTS = "results"
 def _runs(args) -> list[tuple[str, experiments.Labelled]]:
     """(figure, labelled run) of everything asked for; `runner.plan` without the images, hence without torch."""
     return experiments.listed(_figures(args), args.profile, args.seeds,
-                              lambda own: fingerprints.identify(args.data or own))[0]
+                              lambda own: identity.identify(args.data or own))[0]
 
 
 def _figures(args) -> list[str]:
@@ -58,8 +60,10 @@ def command_list(args) -> int:
 def _list_campaign(args, store: Store) -> int:
     """What the campaign lacks, in order, with the seconds each run would take on the device at hand: its share of a
     lockstep group's time on a GPU, alone on a CPU."""
-    from gstlib import bench, runner, train
-    from gstlib.engine import pick_device
+    from gstlib.bench import measure as bench
+    from gstlib.campaign import runner
+    from gstlib.training import train
+    from gstlib.training.engine import pick_device
 
     device = pick_device(args.device)
     lacking = runner.campaign(store, args.data)
@@ -79,7 +83,7 @@ def _list_campaign(args, store: Store) -> int:
 
 def command_run(args) -> int:
     """Train what is missing of the figures named and store each run as it ends."""
-    from gstlib import runner
+    from gstlib.campaign import runner
 
     store = Store(args.results)
     options = {"workers": args.workers, "replicas": args.replicas, "time_limit": args.time_limit, "quiet": args.quiet,
@@ -158,8 +162,8 @@ def command_import(args) -> int:
 
 def command_bench(args) -> int:
     """Measure steps per second against a plain PyTorch loop, what each technique gives, and what events and scores cost."""
-    from gstlib import bench
-    from gstlib.engine import pick_device
+    from gstlib.bench import measure as bench
+    from gstlib.training.engine import pick_device
 
     place = args.output and Path(args.output)
     if place:  # found out before minutes of measuring, not after

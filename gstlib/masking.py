@@ -17,7 +17,7 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from gstlib import scores
-from gstlib.spec import InputError
+from gstlib.errors import InputError
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 _ELEMENTWISE = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Mish, nn.Identity, nn.Dropout)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from gstlib.convolution import Conv2d
-from gstlib.spec import InputError, check_choice
+from gstlib.errors import InputError, check_choice
 
 VGG_LAYOUT = {
     "vgg11": (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"),

@@ -9,9 +9,10 @@ from torch import nn
 
 from gstlib import masking
 from gstlib.effects import Effect
+from gstlib.errors import InputError, check_choice
 from gstlib.masking import MaskedLayer
 from gstlib.pruning import Schedule, select
-from gstlib.spec import SCORES, TARGETS, InputError, check_choice
+from gstlib.spec import SCORES, TARGETS
 
 
 class Pruner:

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gstlib.spec import TARGETS, InputError, check_choice
+from gstlib.errors import InputError, check_choice
 
 if TYPE_CHECKING:
     import torch
+
+TARGETS = ("S", "R", "L", *(f"D{k}" for k in range(11)))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from gstlib.spec import InputError
+from gstlib.errors import InputError
 
 
 def l1(weight: torch.Tensor) -> torch.Tensor:

@@ -18,9 +18,11 @@ import types
 import typing
 from dataclasses import dataclass
 
+from gstlib.errors import InputError, check_choice
+from gstlib.pruning import TARGETS, Schedule
+
 MODELS = ("conv4", "vgg11", "vgg19", "resnet18")
 DATASETS = ("digits", "cifar10", "cifar10-folder")
-TARGETS = ("S", "R", "L", *(f"D{k}" for k in range(11)))
 SCORES = {"filter": ("ebn", "l1", "l2"), "weight": ("magnitude",)}
 EFFECTS = ("remove", "remove-weights", "zero", "zero-restore", "gaussian")
 PRECISIONS = ("float32", "tf32", "bf16")
@@ -33,16 +35,6 @@ _LARGEST = 2**31  # no number of epochs, batches, images or seeds comes near it
 # Raised when the code comes to compute something else from the same fields,
 # so that results from before and after are never taken for one another.
 SEMANTICS = 1
-
-
-class InputError(ValueError):
-    """Bad input, in one sentence: what was wrong and what to do. Exit code 2 on the command line."""
-
-
-def check_choice(what: str, value: object, choices) -> None:
-    """Raise `InputError` that names the choices when `value` is not one of them."""
-    if value not in choices:
-        raise InputError(f"unknown {what} {value!r}; choose from {', '.join(choices)}")
 
 
 def _as_floats(spec, *names: str) -> None:
@@ -148,8 +140,6 @@ class PruningSpec:
     batches: int = 0
 
     def __post_init__(self):
-        from gstlib.pruning import Schedule
-
         object.__setattr__(self, "fraction", tuple(float(share) + 0.0 for share in self.fraction))
         check_choice("target", self.target, TARGETS)
         check_choice("structure", self.structure, SCORES)
@@ -162,10 +152,8 @@ class PruningSpec:
             raise InputError(f"effect {self.effect!r} acts on whole filters; use structure 'filter'")
 
     @functools.cached_property
-    def schedule(self):
+    def schedule(self) -> Schedule:
         """The `gstlib.pruning.Schedule` of these fields."""
-        from gstlib.pruning import Schedule
-
         return Schedule(self.start, self.end, self.fraction, self.retrain)
 
 

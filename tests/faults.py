@@ -31,12 +31,15 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from gstlib import checkpoint, data, runner, train
-from gstlib.checkpoint import Checkpoints
+from gstlib import data
+from gstlib.campaign import runner
+from gstlib.campaign.leases import Leases
+from gstlib.errors import InputError
 from gstlib.experiments import Labelled
-from gstlib.leases import Leases
-from gstlib.spec import InputError, ModelSpec, OptimiserSpec, PruningSpec, RunSpec
+from gstlib.spec import ModelSpec, OptimiserSpec, PruningSpec, RunSpec
 from gstlib.store import Store
+from gstlib.training import checkpoint, train
+from gstlib.training.checkpoint import Checkpoints
 
 EVENTS = PruningSpec(("conv7", "conv8"), (1, 1), (11, 11), (0.5, 0.5), 3)
 

@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from gstlib import experiments, runner, train
+from gstlib import experiments
 from gstlib.__main__ import main
+from gstlib.campaign import runner
+from gstlib.errors import InputError
 from gstlib.experiments import Experiment, Labelled, Profile
-from gstlib.spec import InputError, ModelSpec, OptimiserSpec, PruningSpec, RunSpec
+from gstlib.spec import ModelSpec, OptimiserSpec, PruningSpec, RunSpec
 from gstlib.store import Store
+from gstlib.training import train
 
 LABELS = ["none", "S r=4", "S r=40", "L r=40", "S r=4 l2"]
 ROOT = Path(__file__).parents[1]
@@ -390,7 +393,7 @@ def test_a_closed_pipe_is_no_error(filled, results):
 
 
 def test_a_benchmark_that_cannot_be_written_is_not_begun(tmp_path, monkeypatch, capsys):
-    from gstlib import bench
+    from gstlib.bench import measure as bench
 
     begun = []
     monkeypatch.setattr(bench, "run", lambda *_: begun.append(1) or {"machine": {}})
@@ -402,7 +405,7 @@ def test_a_benchmark_that_cannot_be_written_is_not_begun(tmp_path, monkeypatch, 
 
 
 def test_an_interrupted_benchmark_leaves_what_was_there(tmp_path, monkeypatch):
-    from gstlib import bench
+    from gstlib.bench import measure as bench
 
     def interrupted(*_):
         raise KeyboardInterrupt

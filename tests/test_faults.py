@@ -1,6 +1,5 @@
-import pytest
-
 import faults
+import pytest
 
 
 @pytest.fixture(scope="module")

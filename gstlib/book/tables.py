@@ -1,0 +1,194 @@
+"""Tables that a page shows as a whole, as HTML: every stored run, and the claims with their verdicts.
+
+What stands in a store may have come from anyone, so every text is escaped.
+Reads stored runs only; imports neither torch nor training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from html import escape
+
+import pandas as pd
+
+from gstlib import experiments
+from gstlib.errors import InputError
+from gstlib.experiments import PROFILES
+from gstlib.reading import analysis
+from gstlib.spec import DataSpec, PruningSpec, RunSpec
+from gstlib.store import Store
+
+_NONE = "–"
+_UNITS = {"filter": "filters", "weight": "single weights"}
+_RUNS = ("run", "figures", "configuration", "seed", "accuracy, %", "profile", "network", "r", "target", "score",
+         "units", "effect", "data", "device", "finished", "commit", "versions")
+
+# the page that shows what a claim rests on, by the claim's `figure`
+PAGES = {
+    "figure1-vgg11": "chapters/figure1", "figure1-resnet18": "chapters/figure1", "figure2": "chapters/figure2",
+    "figure3": "chapters/figure3", "figure4": "chapters/figure4", "figure5": "chapters/figure5",
+    "figureA1": "chapters/ebn", "figureA2": "chapters/figure1-run", "bench": "chapters/engine",
+}
+
+
+def runs(store: Store) -> pd.DataFrame:
+    """A row a stored run: id, the figures that use it, its specification in short, final test accuracy, provenance.
+
+    `r` is the number of epochs between events as it was run (a label states
+    it as printed).  A run that no figure asks for has a dash there.
+    """
+    rows = []
+    for run_id in store.ids():
+        found = store.get(run_id)
+        if found is None:
+            continue
+        spec, about = found.spec, found.provenance
+        profile = about["profile"]
+        users = _users(profile, dataclasses.replace(spec.data, augment=False), spec.seed).get(run_id, {})
+        accuracy = analysis.summarise(found.tables["epoch"], found.tables["event"])["final_accuracy"]
+        versions = about.get("versions")
+        made_with = {"Python": about.get("python")} | (versions if isinstance(versions, dict) else {})
+        rows.append({
+            "run": run_id, "figures": ", ".join(users) or _NONE,
+            "configuration": ", ".join(dict.fromkeys(users.values())) or _NONE,
+            "network": _network(spec), "profile": profile, **_pruning(spec.pruning), "seed": spec.seed,
+            "accuracy, %": round(100 * accuracy, 2),
+            "data": about["data_title"], "device": about["device"], "finished": about["finished"][:16].replace("T", " "),
+            "commit": analysis.short_commit(about["commit"]),
+            "versions": ", ".join(f"{name} {version}" for name, version in made_with.items() if version) or _NONE,
+        })
+    table = pd.DataFrame(rows, columns=list(_RUNS))
+    return table.sort_values(["profile", "figures", "configuration", "seed"], ignore_index=True)
+
+
+@functools.lru_cache(maxsize=256)
+def _users(profile: str, data: DataSpec, seed: int) -> dict[str, dict[str, str]]:
+    """For each run id of this seed the figures that ask for it, with the configuration's label in each."""
+    found: dict[str, dict[str, str]] = {}
+    if profile in PROFILES:
+        for figure in experiments.EXPERIMENTS.values():
+            for label, spec in figure.runs(PROFILES[profile], data, [seed]):
+                found.setdefault(spec.id, {})[figure.name] = label
+    return found
+
+
+def _network(spec: RunSpec) -> str:
+    return spec.model.name if spec.model.width == 1 else f"{spec.model.name}, width {spec.model.width:g}"
+
+
+def _pruning(p: PruningSpec | None) -> dict[str, str]:
+    if p is None:
+        return dict.fromkeys(("r", "target", "score", "units", "effect"), _NONE)
+    once = all(len(p.schedule.event_epochs(layer)) == 1 for layer in range(len(p.layers)))
+    return {"r": "once" if once else str(p.retrain), "target": p.target, "score": p.score, "units": _UNITS[p.structure],
+            "effect": f"{p.effect}, {p.batches} batches" if p.batches else p.effect}
+
+
+def runs_html(table: pd.DataFrame) -> str:
+    """What `runs` gives as a table that sorts by a click on a heading and shows the rows that match what is typed.
+
+    It needs itables' script, which `itables.init_notebook_mode(connected=False)` puts into the page.
+    """
+    from itables import to_html_datatable
+
+    return to_html_datatable(
+        table, connected=False, allow_html=False, table_id="runs", showIndex=False, maxBytes=0, scrollX=True,
+        display_logo_when_loading=False, text_in_header_can_be_selected=False, classes="display compact nowrap",
+        style="width:100%", pageLength=25,
+        lengthMenu=[10, 25, 100, {"label": "all", "value": -1}],
+        # in another order than itables' own, which it would leave out where a page holds every row
+        layout={"topStart": "search", "topEnd": "pageLength", "bottomStart": "info", "bottomEnd": "paging"},
+        language={"search": "Filter:", "info": "_START_ to _END_ of _TOTAL_ runs", "infoEmpty": "no run",
+                  "infoFiltered": "(of _MAX_)", "lengthMenu": "_MENU_ a page", "zeroRecords": "no run matches"})
+
+
+def number(row: dict, prefix: str = "") -> str:
+    """A claim's estimate with interval and unit, or a dash where there is none; `prefix` "small_" for that scale."""
+    names = ("estimate", "low", "high", "unit", "confidence")
+    value, low, high, unit, confidence = (row[prefix + name] for name in names)
+    other = "" if confidence == 0.95 else f" ({confidence:.0%} interval)"
+    return _NONE if value != value else f"{value:.2f} [{low:.2f}, {high:.2f}] {unit}".strip() + other
+
+
+def claims_html(table: pd.DataFrame) -> str:
+    """What `claims.evaluate` gives as the front page's table, each claim linked to the page of its figure.
+
+    A cell carries its column's name, which the style sheet shows on a telephone, where a row becomes a card.
+    """
+    headings = ("claim", "paper", "here, full width", "runs", "verdict", "small scale (mini)")
+    lines = ['<table class="table claims">', "<thead><tr>", *(f"<th>{escape(name)}</th>" for name in headings),
+             "</tr></thead>", "<tbody>"]
+    for row in table.to_dict("records"):
+        told = row["verdict"] != "not run"
+        link = f'<a href="{PAGES[row["figure"]]}.html"><strong>{escape(row["id"])}</strong></a>'
+        small = number(row, "small_")
+        cells = (f'{link} {escape(row["statement"])}', escape(row["published"]),
+                 escape(number(row) if told else _NONE), escape(f"{row['n']} ({row['profile']})" if row["n"] else "0"),
+                 _badge(row["verdict"]), _badge(row["small_scale"]) + (f" {escape(small)}" if small != _NONE else ""))
+        lines += ["<tr>", *(f'<td data-label="{name}">{cell}</td>' for name, cell in zip(headings, cells)), "</tr>"]
+    return "\n".join([*lines, "</tbody>", "</table>"])
+
+
+def _badge(verdict: str) -> str:
+    return f'<span class="verdict {escape(verdict.replace(" ", "-"))}">{escape(verdict)}</span>'
+
+
+def verdicts_sentence(table: pd.DataFrame, store: Store) -> str:
+    """How many claims have which verdict, and from how many runs, in words."""
+    def counted(column: str) -> str:
+        counts = table[column].value_counts()
+        verdicts = ("supported", "contradicted", "inconclusive", "not run")
+        return ", ".join(f"{counts[verdict]} {verdict}" for verdict in verdicts if verdict in counts)
+
+    days = [about["finished"][:10] for _, _, about in store.about()]
+    made = f"{len(days)} stored run{'s' * (len(days) != 1)}" + (f", the last finished on {max(days)}" if days else "")
+    return f"From {made}. At full width: {counted('verdict')}. At small scale: {counted('small_scale')}."
+
+
+def benchmarks(store: Store) -> list[dict]:
+    """What `python -m gstlib bench` wrote into the results folder (`bench*.json`), by file name.
+
+    Raises `InputError` for a file that holds something else.
+    """
+    found = []
+    for place in sorted(store.path.glob("bench*.json")):
+        try:
+            result = json.loads(place.read_text())
+            if not {"machine", "rows", "techniques", "costs"} <= set(result):
+                raise ValueError("it lacks machine, rows, techniques or costs")
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{place} is no benchmark ({error}); "
+                             f"make it with: python -m gstlib bench --output {place}") from error
+        found.append(result)
+    return found
+
+
+def bench_machine(result: dict) -> str:
+    """Where and when a benchmark was made, in words (Markdown)."""
+    machine = result["machine"]
+    return (f"Measured on {escape(str(machine['device']))}, {machine['cores']} cores, torch {machine['versions']['torch']}, "
+            f"{machine['finished'][:10]}, commit `{analysis.short_commit(str(machine['commit']))}`, full-width networks, batch 128"
+            + (", a few steps of each" if machine["quick"] else "")
+            + f". Peaks in that session: {machine['peak_operations_per_s'] / 1e12:.3g} TFLOP/s, "
+              f"{machine['peak_bytes_per_s'] / 1e9:.3g} GB/s.")
+
+
+def bench_html(result: dict) -> list[tuple[str, str]]:
+    """(heading, table) of a benchmark's speeds, of what each technique gives, and of what events and scores cost."""
+    rows, techniques, costs = (pd.DataFrame(result[name]) for name in ("rows", "techniques", "costs"))
+    if not rows.empty:
+        rows["memory"] = rows["peak_memory_bytes"].astype(float) / 2**30
+    shown = (("Speed", rows, {
+        "model": "network", "replicas": "runs", "steps_per_s": "steps/s", "plain_steps_per_s": "plain loop, steps/s",
+        "ratio_to_plain_loop": "ratio", "seconds_per_epoch": "s an epoch", "compute_floor_ms": "floor, ms (operations)",
+        "memory_floor_ms": "floor, ms (memory)", "gap": "gap", "memory": "GiB"}),
+        ("What each technique gives", techniques, {
+            "model": "network", "replicas": "runs", "technique": "technique", "steps_per_s": "steps/s with it",
+            "steps_per_s_without": "without", "gain": "gain"}),
+        ("What events, tests and scores cost", costs, {
+            "model": "network", "cost": "what", "ms": "ms", "training_steps": "in training steps"}))
+    return [(heading, frame.reindex(columns=list(names)).rename(columns=names).to_html(
+        index=False, border=0, classes="table", escape=True, na_rep=_NONE, float_format=lambda value: f"{value:.3g}"))
+        for heading, frame, names in shown if not frame.empty]

@@ -1,0 +1,1 @@
+"""What is missing, in what order it is trained, and where."""

@@ -1,0 +1,291 @@
+"""Data sets as uint8 tensors, proven by a fingerprint; batches made where training runs.
+
+* `digits`: scikit-learn's 1,797 handwritten digits, scaled up to 32x32x3, every
+  fifth image of each class for testing; ships with a package, needs no files.
+* `cifar10`: CIFAR-10 as torchvision downloads and verifies it, under `root`.
+* `cifar10-folder`: any tree `train/<class>/*` and `test/<class>/*` of images
+  under `root`, or a tar archive of one.  Decoded once; the decoded arrays are
+  kept in a cache and taken from there as long as the files stay the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import lzma
+import os
+import sys
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from gstlib import files
+from gstlib.data import identity
+from gstlib.errors import InputError
+from gstlib.spec import DataSpec
+
+SIDE = 32
+
+# what an archive or an image may claim, looked at before anything is unpacked
+_MEMBERS, _UNPACKED, _HEADER, _PIXELS = 200_000, 8 * 2**30, 2**20, 64_000_000
+_IN_MEMORY = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
+              tarfile.SOLARIS_XHDTYPE)
+# PostScript is a format too, and reading it would run a program
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+
+# sets whose origin is known by their pixels; shown wherever a number from one is
+TITLES = {
+    "ae3bcfea977962c9fbcb2ca53dcc6e063304f316ceb9236ed65ba13dd56c88d9": "CIFAR-10, JPEG re-encoding",
+}
+
+
+@dataclass(frozen=True)
+class Images:
+    """A data set in memory: uint8 images (n, 3, 32, 32), int64 labels (n,), fingerprint and title."""
+
+    train_x: torch.Tensor
+    train_y: torch.Tensor
+    test_x: torch.Tensor
+    test_y: torch.Tensor
+    name: str
+    fingerprint: str
+    title: str
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return int(self.train_y.max()) + 1
+
+    def spec(self, **fields) -> DataSpec:
+        """The `DataSpec` of this set; `fields` are sizes and augmentation."""
+        return DataSpec(self.name, self.fingerprint, classes=self.classes, **fields)
+
+    def to(self, device: torch.device) -> Images:
+        """The same images on `device`; the object itself where they are there already."""
+        if self.train_x.device == device:
+            return self
+        moved = replace(self, **{name: getattr(self, name).to(device)
+                                 for name in ("train_x", "train_y", "test_x", "test_y")})
+        moved.__dict__["statistics"] = self.statistics  # computed where the sums are exact and cheap
+        return moved
+
+    @functools.cached_property
+    def statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of each channel over the training images, (1, 3, 1, 1) float32 each.
+
+        From counts of the 256 pixel values: exact whatever the device or the order of summation.
+        """
+        values = torch.arange(256, dtype=torch.float64)
+        counts = torch.stack([torch.bincount(channel.flatten().long(), minlength=256)
+                              for channel in self.train_x.cpu().unbind(1)]).double()
+        mean = (counts * values).sum(1) / counts.sum(1)
+        sd = ((counts * (values - mean[:, None]) ** 2).sum(1) / counts.sum(1)).sqrt()
+        return mean.float().view(1, 3, 1, 1), sd.clamp(min=1.0).float().view(1, 3, 1, 1)
+
+    def subset(self, spec: DataSpec) -> Images:
+        """The class-balanced prefix that `spec` asks for. Raises `InputError` where the set is another or too small."""
+        if spec.fingerprint != self.fingerprint:
+            raise InputError(f"the run asks for data {spec.name} with fingerprint {spec.fingerprint[:12]}…, but what "
+                             f"is here has {self.fingerprint[:12]}…; point --data at the set it was specified with")
+        train = _balanced(self.train_y, spec.train_size, spec.classes, "training")
+        test = _balanced(self.test_y, spec.test_size, spec.classes, "test")
+        return replace(self, train_x=self.train_x[train], train_y=self.train_y[train],
+                       test_x=self.test_x[test], test_y=self.test_y[test])
+
+
+def _balanced(labels: torch.Tensor, size: int | None, classes: int, part: str) -> torch.Tensor:
+    if size is None:
+        return torch.arange(len(labels))
+    quota = [size // classes + (label < size % classes) for label in range(classes)]
+    chosen = []
+    for label, wanted in enumerate(quota):
+        indices = (labels == label).nonzero().squeeze(1)
+        if len(indices) < wanted:
+            raise InputError(f"{size} {part} images need {wanted} of class {label}, but there are {len(indices)}")
+        chosen.append(indices[:wanted])
+    return torch.cat(chosen).sort().values
+
+
+def fingerprint(train_x, train_y, test_x, test_y) -> str:
+    """sha256 (hex) over shapes, pixels and labels of both parts, uint8 images and int64 labels."""
+    digest = hashlib.sha256()
+    for array, dtype in ((train_x, np.uint8), (train_y, np.int64), (test_x, np.uint8), (test_y, np.int64)):
+        array = np.ascontiguousarray(array, dtype=np.dtype(dtype).newbyteorder("<"))
+        digest.update(repr(array.shape).encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+def load(source: str | os.PathLike = "digits", download: bool = True) -> Images:
+    """A data set by name or path.
+
+    `source` is "digits", "cifar10" (files under the folder named by the
+    environment variable GSTLIB_DATA, else ./data; fetched and verified by
+    torchvision when absent and `download`), or the path of a folder or tar
+    archive: one that holds `cifar-10-batches-py` or its archive counts as
+    `cifar10`, any other as `cifar10-folder`.
+
+    Raises `InputError` for an unknown name and for a folder that is missing,
+    empty, lacks a part, has one class, or holds a file that is no image.
+    """
+    kind, path = identity.locate(source)
+    cached = None
+    if kind == "digits":
+        images = _digits()
+    elif kind == "cifar10":
+        images = _cifar10(path, download and os.fspath(source) == kind)
+    else:
+        images, cached = _folder(path)
+    identity.remember(source, identity.Known(kind, images.fingerprint, images.classes), cached)
+    return images
+
+
+def _digits() -> Images:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    # 8x8 pixels of 0 … 16, each blown up to 4x4: exact integers, no interpolation to differ between versions
+    images = np.round(bunch.images * (255 / 16)).astype(np.uint8).repeat(4, axis=1).repeat(4, axis=2)
+    images = np.repeat(images[:, None], 3, axis=1)
+    labels = bunch.target.astype(np.int64)
+    rank = np.zeros_like(labels)
+    for label in range(10):
+        rank[labels == label] = np.arange((labels == label).sum())
+    test = rank % 5 == 4
+    return _images(images[~test], labels[~test], images[test], labels[test], "digits", "scikit-learn digits")
+
+
+def _cifar10(root: Path, download: bool) -> Images:
+    from torchvision.datasets import CIFAR10
+
+    try:
+        parts = [CIFAR10(root, train=train, download=download and train) for train in (True, False)]
+    except (RuntimeError, OSError) as error:
+        raise InputError(f"CIFAR-10 is not under {root} and could not be fetched ({error}); put torchvision's "
+                         "cifar-10-python.tar.gz there, or point --data at a folder of images") from error
+    arrays = []
+    for part in parts:
+        arrays += [part.data.transpose(0, 3, 1, 2), np.asarray(part.targets, dtype=np.int64)]
+    return _images(*arrays, "cifar10", "CIFAR-10")
+
+
+def _images(train_x, train_y, test_x, test_y, name: str, title: str, known: str | None = None) -> Images:
+    proof = known or fingerprint(train_x, train_y, test_x, test_y)
+    tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in (train_x, train_y, test_x, test_y)]
+    return Images(*tensors, name, proof, TITLES.get(proof, title))
+
+
+def _folder(path: Path) -> tuple[Images, Path | None]:
+    """Images from a tree or an archive of one, through the cache of decoded arrays; and their file there, if any."""
+    try:
+        cached = identity.images_file(path)
+    except OSError as error:
+        raise InputError(f"data {path} cannot be read: {error}") from error
+    title = f"images from {path.name}"
+    if cached.exists():
+        try:
+            with np.load(cached, allow_pickle=False) as arrays:
+                parts = [arrays[k] for k in ("train_x", "train_y", "test_x", "test_y")]
+            return _images(*parts, "cifar10-folder", title), cached
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
+            tqdm.write(f"cached images in {cached} are damaged; decoding anew", file=sys.stderr)
+    if path.is_file():
+        with tempfile.TemporaryDirectory() as folder:
+            _unpack(path, Path(folder))
+            arrays = _decode_tree(Path(folder), shown=path)
+    else:
+        arrays = _decode_tree(path, shown=path)
+    images = _images(*arrays.values(), "cifar10-folder", title)
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        files.write_whole(cached, lambda file: np.savez(file, **arrays))
+    except OSError as error:
+        tqdm.write(f"decoded images could not be cached in {cached.parent}: {error}", file=sys.stderr)
+        return images, None
+    return images, cached
+
+
+class _Member(tarfile.TarInfo):
+    """A member's header; those of long names and the like, which are read into memory whole, may not be large."""
+
+    @classmethod
+    def frombuf(cls, buf, encoding, errors):
+        header = super().frombuf(buf, encoding, errors)
+        if header.size > _HEADER and header.type in _IN_MEMORY:
+            raise _Unsafe(f"a header claims {header.size} bytes")
+        return header
+
+
+class _Unsafe(Exception):
+    """Why an archive is not unpacked."""
+
+
+def _unpack(path: Path, folder: Path) -> None:
+    """Unpack the files and folders of a tar archive into `folder`, each member judged before it is written."""
+    try:
+        try:
+            opened = tarfile.open(path, tarinfo=_Member)
+        except tarfile.ReadError as error:
+            raise InputError(f"data {path} is neither a folder nor a tar archive") from error
+        with opened as archive:
+            size = 0
+            for number, member in enumerate(archive):
+                size += member.size
+                if number >= _MEMBERS or size > _UNPACKED:
+                    raise _Unsafe(f"it claims more than {_MEMBERS} members or {_UNPACKED // 2**30} GiB")
+                if not (member.isreg() or member.isdir()):
+                    raise _Unsafe(f"{member.name[:100]!r} is neither a file nor a folder")
+                archive.extract(member, folder, filter="data")
+    except InputError:
+        raise
+    except (tarfile.TarError, _Unsafe, OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
+        raise InputError(f"archive {path} cannot be unpacked safely: {error}") from error
+
+
+def _decode_tree(root: Path, shown: Path) -> dict[str, np.ndarray]:
+    arrays: dict[str, np.ndarray] = {}
+    classes: list[str] | None = None
+    for part in ("train", "test"):
+        folder = root / part
+        if not folder.is_dir():
+            raise InputError(f"data {shown} has no folder {part!r}; it needs train/<class>/* and test/<class>/*")
+        names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+        if len(names) < 2:
+            raise InputError(f"data {shown} has {len(names)} class folders under {part!r}, but needs at least two")
+        if classes is not None and names != classes:
+            raise InputError(f"data {shown}: train and test differ in classes {sorted(set(names) ^ set(classes))}")
+        classes = names
+        files = [(p, label) for label, name in enumerate(names)
+                 for p in sorted((folder / name).iterdir()) if not p.name.startswith(".")]
+        missing = set(range(len(names))) - {label for _, label in files}
+        if missing:
+            raise InputError(f"data {shown}: class {names[min(missing)]!r} of {part!r} is empty")
+        pixels = np.empty((len(files), 3, SIDE, SIDE), np.uint8)
+        for index, (file, _) in enumerate(tqdm(files, desc=f"decoding {part}", unit="image", leave=False,
+                                                  mininterval=1)):
+            pixels[index] = _decode(file, shown=shown / file.relative_to(root))
+        arrays[f"{part}_x"] = pixels
+        arrays[f"{part}_y"] = np.asarray([label for _, label in files], np.int64)
+    return arrays
+
+
+def _decode(file: Path, shown: Path) -> np.ndarray:
+    from PIL import Image
+
+    try:
+        with Image.open(file, formats=_FORMATS) as image:
+            if image.size[0] * image.size[1] > _PIXELS:
+                raise ValueError(f"it claims {image.size[0]}x{image.size[1]} pixels")
+            image = image.convert("RGB")
+            if image.size != (SIDE, SIDE):
+                image = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+            return np.asarray(image).transpose(2, 0, 1)
+    except Exception as error:  # decoders raise many kinds for bytes that are no image
+        raise InputError(f"{shown} is no image that can be read ({error}); remove it or mend it") from error

@@ -1,0 +1,1 @@
+"""From stored rows to numbers, sentences and figures; imports no torch."""

@@ -1,0 +1,439 @@
+"""A study in, a Matplotlib `Figure` out. Never trains, reads no file; `save` writes PNG, SVG and CSV.
+
+One panel a picture, small enough that its type can be read on a telephone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from scipy import stats
+
+from gstlib.reading import analysis
+from gstlib.reading.analysis import Study
+from gstlib.spec import RunSpec
+
+# one colour a method, the same in every figure: Okabe and Ito's set for the targets, told apart by every
+# common colour vision, and Paul Tol's muted set for what is not pruning for good
+_BLACK, _ORANGE, _SKY, _GREEN, _BLUE, _VERMILION, _PURPLE = (
+    "#4d4d4d", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7")
+_COLOURS = {"none": _BLACK, "S": _BLUE, "R": _GREEN, "L": _VERMILION}
+_LIGHTER = {"S": _SKY, "L": _ORANGE}
+_NOISES = {"zeroing 0": "#999933", "zeroing 50": "#44AA99", "zeroing 1105": "#6699CC", "zeroing 1500": "#332288",
+           "gaussian 0": "#B79F45", "gaussian 50": "#117733", "gaussian 1105": "#AA4499", "gaussian 1500": "#882255"}
+_ONE_SHOT = "#661100"
+_SIZE = (5.2, 4.2)
+_RESAMPLES = 1000
+_PER_CENT = FuncFormatter(lambda value, _: f"{100 * value:.4g}%")  # 10% and 91.5%, no needless decimals
+
+
+def style() -> None:
+    """The look that all figures share: white ground (also on dark pages), thin frame, text as text in SVG."""
+    sns.set_theme(context="notebook", style="ticks", rc={
+        "figure.facecolor": "white", "savefig.facecolor": "white", "axes.facecolor": "white",
+        "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left",
+        "axes.titlesize": "medium", "axes.grid": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.6,
+        "legend.frameon": False, "svg.fonttype": "none", "svg.hashsalt": "gstlib", "figure.dpi": 100,
+        "savefig.dpi": 200,
+        "font.family": "DejaVu Sans",
+    })
+
+
+def _axes(size: tuple[float, float] = _SIZE) -> Axes:
+    style()
+    return Figure(figsize=size, layout="constrained").subplots()
+
+
+def _legend(ax: Axes, columns: int = 2) -> None:
+    """Beneath the picture, where it hides nothing."""
+    ax.legend(loc="upper center", bbox_to_anchor=(0.44, 0), borderaxespad=4.4, ncols=columns, fontsize=10,
+              handlelength=2.4, columnspacing=1.4)
+
+
+def _interval(confidence: float = 95) -> Callable[[pd.Series], tuple[float, float]]:
+    """For seaborn's `errorbar`: a percentile bootstrap interval of the mean; every point draws the same resamples."""
+    def bounds(values) -> tuple[float, float]:
+        values = np.asarray(values, dtype=float)
+        draws = np.random.default_rng(0).integers(0, len(values), (_RESAMPLES, len(values)))
+        low, high = np.percentile(values[draws].mean(1), [50 - confidence / 2, 50 + confidence / 2])
+        return low, high
+    return bounds
+
+
+def method_name(spec: RunSpec) -> str:
+    """What readers call a configuration: target, score and iterative rate (the largest over the layers, rounded)."""
+    p = spec.pruning
+    if p is None:
+        return "no pruning"
+    once = all(len(p.schedule.event_epochs(layer)) == 1 for layer in range(len(p.layers)))
+    rate = "one shot" if once else f"{100 * p.schedule.iterative_rate:.0f}%"
+    return f"{_method(p.target, p.score)}, {rate}"
+
+
+def _method(target: str, score: str) -> str:
+    """Target and score in words; random selection looks at no score."""
+    name = {"ebn": "E[BN]", "l2": "l2", "l1": "l1", "magnitude": "weights"}[score]
+    return f"prune {target}" if target == "R" else f"prune {target}, {name}"
+
+
+def legend_name(study: Study, label: str) -> str:
+    """`method_name`; a noise goes by its label, whose batches are as printed, with those here where they differ."""
+    spec = study.spec(label)
+    if spec.pruning is None or spec.pruning.effect.startswith("remove"):
+        return method_name(spec)
+    printed, here = int(label.split()[1]), spec.pruning.batches
+    return label if printed == here else f"{label} ({here} here)"
+
+
+def method_colour(label: str) -> str:
+    """The colour of a configuration by its label, the same at every profile.
+
+    The target sets the hue, the smallest rate (r = 4, many small events)
+    takes its lighter partner, S by l2 is purple, one shot dark brown; every
+    noise has its own.
+    """
+    target, *details = label.split()
+    if label in _NOISES:
+        return _NOISES[label]
+    if target == "S" and "l2" in details:
+        return _PURPLE
+    if "one-shot" in details:
+        return _ONE_SHOT
+    return (_LIGHTER if "r=4" in details else _COLOURS).get(target, _BLACK)
+
+
+def drawn(study: Study, labels: Iterable[str]) -> list[str]:
+    """Those of `labels` that have stored runs, each run once.
+
+    At a small profile two labels can mean the same run (1105 batches and 50
+    both become 1, say); only the first is drawn.
+    """
+    there, seen = set(study.runs["label"]) if len(study.runs) else set(), {}
+    for label in labels:
+        if label in there:
+            seen.setdefault(study.spec(label).id, label)
+    return list(seen.values())
+
+
+def traces(study: Study, column: str = "test_accuracy") -> pd.DataFrame:
+    """Accuracy over training with each event's drop: after an epoch's own value comes t_post, a hair later.
+
+    There is no t_post with the noise switched off, hence no drop for the column `test_accuracy_clean`.
+    """
+    epochs = study.epochs.dropna(subset=column)[["label", "run", "epoch", column]]
+    frames = [epochs.rename(columns={column: "accuracy"})]
+    if len(study.events) and column == "test_accuracy":
+        after = analysis.instability(study.events)[["label", "run", "epoch", "t_post"]]
+        frames.append(after.rename(columns={"t_post": "accuracy"}).assign(epoch=after["epoch"] + 0.02))
+    return pd.concat(frames, ignore_index=True).sort_values(["label", "run", "epoch"], ignore_index=True)
+
+
+def accuracy_by_epoch(study: Study, labels: list[str] | None = None, confidence: float = 95,
+                      column: str = "test_accuracy") -> Figure:
+    """Mean test accuracy over training with intervals, falls at events drawn, arrows at the events of L in Figure 1.
+
+    `labels` picks configurations (default, as in Figure 1 left: all that
+    score by E[BN]); what has no stored run is not drawn, and the caption says
+    so.  Unstructured pruning is dashed.
+    """
+    ax = _axes()
+    arrows = labels is None
+    labels = drawn(study, labels or [label for label in study.labels if not label.endswith("l2")])
+    points = traces(study, column)
+    points = points[points["label"].isin(labels)]
+    for label in labels:
+        spec = study.spec(label)
+        unstructured = spec.pruning is not None and spec.pruning.structure == "weight"
+        sns.lineplot(points[points["label"] == label], x="epoch", y="accuracy", color=method_colour(label),
+                     label=legend_name(study, label), ax=ax, errorbar=_interval(confidence),
+                     linewidth=1.6 if label.startswith("L") else 1.2, linestyle=(0, (3, 1.2)) if unstructured else "-",
+                     err_kws={"alpha": 0.18, "linewidth": 0})
+    for label in labels:
+        if not (arrows and label.startswith("L")):
+            continue
+        each = analysis.instability(study.events[study.events["label"] == label])
+        for epoch, low in each.groupby("epoch")["t_post"].mean().items():
+            ax.annotate("", (epoch, low), (0, -16), textcoords="offset points",
+                        arrowprops={"arrowstyle": "-|>", "color": method_colour(label), "shrinkB": 2})
+    last = points["epoch"].max()
+    bottom = points.loc[points["epoch"] > 0.05 * last, "accuracy"].quantile(0.01)
+    ax.set_ylim(max(0, bottom - 0.07), min(1, points["accuracy"].max() + 0.03))
+    ax.yaxis.set_major_formatter(_PER_CENT)
+    ax.set(xlabel="epoch", ylabel="test accuracy" + (", noise off" if column.endswith("clean") else ""), xlim=(0, last))
+    _legend(ax)
+    return ax.figure
+
+
+def single_run(study: Study, label: str, seed: int) -> Figure:
+    """One run: training accuracy, test accuracy and the fall at each event."""
+    ax = _axes()
+    epochs = study.epochs[(study.epochs["label"] == label) & (study.epochs["seed"] == seed)]
+    points = traces(study)
+    points = points[(points["label"] == label) & points["run"].isin(epochs["run"])]
+    ax.plot(epochs["epoch"], epochs["train_accuracy"], color=_BLACK, linewidth=1.2, linestyle="--", label="training")
+    ax.plot(points["epoch"], points["accuracy"], color=method_colour(label), linewidth=1.6, label="test")
+    each = analysis.recoveries(study, label, seed)
+    ax.plot(each["epoch"], each["t_pre"], linestyle="none", marker="^", color=_BLACK, markersize=6, clip_on=False,
+            zorder=3, label="$t_{pre}$")
+    ax.plot(each["epoch"] + 0.02, each["t_post"], linestyle="none", marker="v", color=_BLACK, markerfacecolor="white",
+            markersize=6, clip_on=False, zorder=3, label="$t_{post}$")
+    ax.yaxis.set_major_formatter(_PER_CENT)
+    ax.set(xlabel="epoch", ylabel="accuracy", xlim=(0, epochs["epoch"].max()))
+    _legend(ax, 4)
+    return ax.figure
+
+
+def instability_by_epoch(study: Study) -> Figure:
+    """Figure A2: instability of each event against its epoch, mean over runs with 95% intervals.
+
+    The scale is logarithmic above a tenth of a point and linear below, where an event may change nothing.
+    """
+    ax = _axes()
+    points = analysis.instability(study.events)
+    for label in drawn(study, study.labels):
+        part = points[points["label"] == label]
+        if len(part) == 0:
+            continue
+        sns.lineplot(part, x="epoch", y="instability", color=method_colour(label), label=legend_name(study, label),
+                     ax=ax, errorbar=_interval(), marker="o", markersize=4, markeredgewidth=0, linewidth=1,
+                     linestyle="--" if "l2" in label else "-", err_kws={"alpha": 0.18, "linewidth": 0})
+    ax.set_yscale("symlog", linthresh=0.001, linscale=0.4)
+    ax.set_ylim(bottom=0)
+    ax.yaxis.set_major_formatter(_PER_CENT)
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.set(xlabel="epoch of the event", ylabel="instability (points)", xlim=(0, None))
+    _legend(ax)
+    return ax.figure
+
+
+def accuracy_by_instability(study: Study) -> Figure:
+    """Figure 1 right: final test accuracy against mean instability, a point a run, means with 95% intervals.
+
+    The title states Pearson's r over the pruned runs with its interval and
+    p-value (C1, C2); the unpruned mean is a dotted line.
+    """
+    ax = _axes()
+    for label in study.labels:
+        runs = study.runs[study.runs["label"] == label]
+        if len(runs) == 0:
+            continue
+        spec = study.spec(label)
+        colour = method_colour(label)
+        if spec.pruning is None:
+            _unpruned(ax, runs["final_accuracy"])
+            continue
+        ax.scatter(runs["mean_instability"], runs["final_accuracy"], s=18, color=colour, alpha=0.55, linewidths=0)
+        x, y = (analysis.mean_interval(runs[column]) for column in ("mean_instability", "final_accuracy"))
+        ax.errorbar(x.value, y.value, xerr=_bars(x), yerr=_bars(y), color=colour, marker="D", markersize=6,
+                    markerfacecolor="white" if spec.pruning.score == "l2" else colour,
+                    capsize=2, linewidth=1.2, label=method_name(spec), zorder=3)
+    found = analysis.correlation(study.runs)
+    if np.isfinite(found.r):
+        interval = f" [{found.low:.2f}, {found.high:.2f}]" if np.isfinite(found.low) else ""
+        ax.set_title(f"r = {found.r:.2f}{interval}, p = {found.p:.2g}, n = {found.n}", fontsize="small")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(_PER_CENT)
+    ax.set(xlabel="mean instability (points of test accuracy)", ylabel="final test accuracy")
+    _legend(ax)
+    return ax.figure
+
+
+def _unpruned(ax: Axes, values: pd.Series) -> None:
+    """The unpruned network's mean as a dotted line with its 95% interval."""
+    estimate = analysis.mean_interval(values)
+    ax.axhline(estimate.value, color=_BLACK, linestyle=":", linewidth=1.4, label="no pruning", zorder=1)
+    if np.isfinite(estimate.low):
+        ax.axhspan(estimate.low, estimate.high, color=_BLACK, alpha=0.08, linewidth=0, zorder=0)
+
+
+def _decile_colours() -> dict[str, tuple]:
+    """Small magnitudes dark, large ones bright."""
+    return dict(zip([f"D{k}" for k in range(11)], sns.color_palette("viridis_r", 13)[2:][::-1]))
+
+
+def gap_by_decile(study: Study, structure: str) -> Figure:
+    """Figure 2: generalization gap against the decile that is pruned, a dot a run, means with 95% intervals.
+
+    `structure`: "weight" (left in the paper) or "filter" (whole neurons,
+    right). Both pictures have the same vertical scale.
+    """
+    ax, rows = _axes(), analysis.generalization(study)
+    colours = _decile_colours()
+    part = rows[rows["structure"] == structure]
+    kind = {"data": part, "x": "target", "y": "gap", "order": list(colours), "hue": "target",
+            "hue_order": list(colours), "palette": colours, "legend": False, "ax": ax}
+    sns.stripplot(**kind, size=4, alpha=0.45, jitter=0.12)
+    sns.pointplot(**kind, errorbar=_interval(), linestyle="none", marker="D", markersize=7, capsize=0.25,
+                  err_kws={"linewidth": 1.6})
+    _gap_axis(ax, rows)
+    ax.set(xlabel="pruned decile (D0 smallest, D10 the very largest)", ylabel="test − train accuracy (points)")
+    return ax.figure
+
+
+def gap_by_magnitude(study: Study, structure: str) -> Figure:
+    """Figure 2: generalization gap against the mean magnitude pruned at epoch 35, means with 95% intervals."""
+    ax, rows = _axes(), analysis.generalization(study)
+    colours = _decile_colours()
+    part = rows[rows["structure"] == structure].dropna(subset=["gap", "magnitude"])
+    for target, runs in part.groupby("target", sort=False):
+        ax.scatter(runs["magnitude"], runs["gap"], s=16, color=colours[target], alpha=0.45, linewidths=0)
+        x, y = analysis.mean_interval(runs["magnitude"]), analysis.mean_interval(runs["gap"])
+        ax.errorbar(x.value, y.value, xerr=_bars(x), yerr=_bars(y), color=colours[target], marker="D", markersize=7,
+                    capsize=2, linewidth=1.4)
+        up = int(target[1:]) % 2 == 0  # neighbours on opposite sides, where they are close
+        ax.annotate(target, (x.value, y.value), (6, 9 if up else -9), textcoords="offset points", fontsize=11,
+                    va="center", path_effects=[withStroke(linewidth=3, foreground="white")], zorder=5)
+    _gap_axis(ax, rows)
+    ax.margins(x=0.08)
+    what = "weight" if structure == "weight" else "neuron's l2 norm"
+    ax.set(xlabel=f"mean pruned {what} at epoch 35", ylabel="test − train accuracy (points)")
+    return ax.figure
+
+
+def _gap_axis(ax: Axes, rows: pd.DataFrame) -> None:
+    """The same scale for both structures, so that their effects can be compared by eye."""
+    ax.yaxis.set_major_formatter(_PER_CENT)
+    if len(rows):
+        room = 0.06 * max(np.ptp(rows["gap"]), 0.01)
+        ax.set_ylim(rows["gap"].min() - room, rows["gap"].max() + room)
+
+
+def magnitude_deciles(study: Study) -> Figure:
+    """Claim C7: mean magnitude in each tenth of the weights and of the neurons, over that of the fifth decile."""
+    ax, rows = _axes(), analysis.decile_means(study)
+    for structure, name, colour, marker in (("weight", "single weights", _PURPLE, "o"),
+                                            ("filter", "neurons (l2 norm)", _BLUE, "s")):
+        part = rows[rows["structure"] == structure]
+        if len(part):
+            sns.lineplot(part.assign(decile=part["decile"] + 1), x="decile", y="relative", color=colour, marker=marker,
+                         markersize=7, errorbar=_interval(), label=name, ax=ax)
+    exponential = analysis.exponential_decile_means()
+    ax.plot(range(1, 11), exponential / exponential[4], color=_BLACK, linestyle=":", label="exponential distribution")
+    ax.set(xlabel="decile of the units present", ylabel="mean magnitude (fifth decile = 1)", xticks=range(1, 11))
+    _legend(ax)
+    return ax.figure
+
+
+def by_rate(study: Study, column: str) -> Figure:
+    """Figure 4: `column` of the runs against the iterative rate, mean with 95% intervals; l2 dashed, open markers.
+
+    Random selection looks at no score and is one line.
+    """
+    ax, runs = _axes(), analysis.rates(study)
+    for target in ("S", "R", "L"):
+        for score, dashed in (("ebn", False), ("l2", True)):
+            part = runs[(runs["target"] == target) & (runs["score"] == score)]
+            if len(part) == 0:
+                continue
+            colour = method_colour(f"{target} l2" if dashed else target)
+            sns.lineplot(part, x="rate", y=column, color=colour, ax=ax, errorbar=_interval(), err_style="bars",
+                         err_kws={"capsize": 2, "linewidth": 1.2}, marker="o", markersize=7,
+                         markerfacecolor="white" if dashed else colour, markeredgecolor=colour, markeredgewidth=1.3,
+                         linestyle="--" if dashed else "-", label=_method(target, score))
+    plain = study.runs.loc[study.runs["label"] == "none", column].dropna()
+    if len(plain):
+        _unpruned(ax, plain)
+    ticks = sorted(runs["rate"].unique())
+    ax.set_xticks(ticks, [f"{100 * rate:.0f}%" for rate in ticks])
+    ax.yaxis.set_major_formatter(_PER_CENT)
+    names = {"mean_instability": "mean instability (points)", "final_accuracy": "final test accuracy"}
+    ax.set(xlabel="iterative pruning rate", ylabel=names.get(column, column), xlim=(0, None))
+    _legend(ax, 3)
+    return ax.figure
+
+
+def activation_histograms(rows: pd.DataFrame) -> Figure:
+    """Figure A1: normalised activations by layer, before and after training, against the standard normal density.
+
+    `rows` as `analysis.histograms` gives them; runs are averaged. Titles state the mean Kolmogorov-Smirnov distance.
+    """
+    style()
+    layers = sorted(rows["number"].unique())
+    figure = Figure(figsize=(5.2, 1.75 * ((len(layers) + 1) // 2)), layout="constrained")
+    axes = figure.subplots((len(layers) + 1) // 2, 2, sharex=True, sharey=True, squeeze=False)
+    grid = np.linspace(-4, 4, 161)
+    for ax, number in zip(axes.flat, layers):
+        layer = rows[rows["number"] == number]
+        distances = layer.groupby("when")["ks"].mean()
+        for when, colour, fill in (("before", _SKY, True), ("after", _BLUE, False)):
+            part = layer[layer["when"] == when]
+            if len(part) == 0:
+                continue
+            share = part["count"] / part.groupby("run")["count"].transform("sum") / part["run"].nunique()
+            edges = [*np.unique(part["left"]), part["right"].max()]
+            sns.histplot(x=(part["left"] + part["right"]) / 2, weights=share, bins=edges, stat="density",
+                         element="step", color=colour, fill=fill, alpha=0.55 if fill else 1,
+                         linewidth=0 if fill else 1.5, ax=ax,
+                         label=f"{when} training" if number == layers[0] else None)
+        ax.plot(grid, stats.norm.pdf(grid), color=_VERMILION, linestyle="--", linewidth=1.3,
+                label="standard normal" if number == layers[0] else None)
+        shown = " → ".join(f"{distances[when]:.2f}" for when in ("before", "after") if when in distances)
+        ax.set_title(f"conv {number}: KS {shown}", fontsize=11)
+        ax.set(xlim=(-4, 4), xlabel="", ylabel="")
+    figure.supxlabel("normalised activation", fontsize=12)
+    figure.supylabel("density", fontsize=12)
+    handles, names = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=3, fontsize=10, columnspacing=1.2)
+    return figure
+
+
+def distance_by_layer(rows: pd.DataFrame) -> Figure:
+    """Claim C18: Kolmogorov-Smirnov distance to the standard normal by layer, before and after training."""
+    ax = _axes()
+    once = rows.drop_duplicates(["run", "when", "number"])
+    for when, colour, line in (("before", _SKY, "--"), ("after", _BLUE, "-")):
+        part = once[once["when"] == when]
+        if len(part):
+            sns.lineplot(part, x="number", y="ks", color=colour, linestyle=line, marker="o", errorbar=_interval(),
+                         err_style="bars", err_kws={"capsize": 2}, label=f"{when} training", ax=ax)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set(xlabel="convolution, counted from the input", ylabel="KS distance to the normal", ylim=(0, None))
+    _legend(ax)
+    return ax.figure
+
+
+def score_against_activation(table: pd.DataFrame, score: str, name: str) -> Figure:
+    """How well a score predicts a channel's mean activation: columns `score` and `activation`, a dot a channel."""
+    ax = _axes()
+    colour = {"ebn": _BLUE, "l2": _PURPLE}.get(score, _BLACK)
+    sns.scatterplot(table, x=score, y="activation", color=colour, s=28, alpha=0.7, linewidth=0, ax=ax)
+    rho = stats.spearmanr(table[score], table["activation"]).statistic
+    ax.set_title(f"Spearman's rho = {rho:.2f}", fontsize="small")
+    ax.set(xlabel=name, ylabel="mean activation after the ReLU")
+    return ax.figure
+
+
+def _bars(estimate: analysis.Estimate) -> np.ndarray | None:
+    if not np.isfinite(estimate.low):
+        return None
+    return np.array([[estimate.value - estimate.low], [estimate.high - estimate.value]]).clip(min=0)
+
+
+def save(figure: Figure, folder: str | Path, name: str, rows: pd.DataFrame) -> list[Path]:
+    """Write `name`.png, .svg and .csv (the rows behind it) into `folder`; the same input gives the same SVG."""
+    places = _places(folder, name)
+    places[0].parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(places[0], metadata={"Software": None})
+    with matplotlib.rc_context({"svg.hashsalt": "gstlib"}):
+        figure.savefig(places[1], metadata={"Date": None, "Creator": None})
+    rows.to_csv(places[2], index=False, float_format="%.6g", lineterminator="\n")
+    return places
+
+
+def remove(folder: str | Path, name: str) -> None:
+    """Take away what `save` wrote under this name, if anything: a figure that can no longer be drawn is not shown."""
+    for place in _places(folder, name):
+        place.unlink(missing_ok=True)
+
+
+def _places(folder: str | Path, name: str) -> list[Path]:
+    return [Path(folder) / f"{name}.{kind}" for kind in ("png", "svg", "csv")]

@@ -1,0 +1,159 @@
+"""Runs in progress on disk: what a run needs to go on as if it had never been interrupted.
+
+A file `<id>.ckpt` is a line of JSON (which run, how far, made with what, a
+sha256 over all of it) and then what `torch.save` makes of the state, read
+back with `weights_only=True`, so that a planted file can run no code.  It is
+written beside its place and renamed into it: after a kill at any moment there
+is the old checkpoint or the new one, never half of either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import sys
+from contextlib import suppress
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from gstlib.errors import InputError
+from gstlib.files import write_whole
+
+SCHEMA = 1
+_HEADER = 4096  # bytes that the first line may have at most
+_SOURCES = ("*.py", "data/*.py", "training/*.py")  # what decides what training computes: the paper's core, batches, steps
+
+
+class DamagedCheckpoint(InputError):
+    """A checkpoint that is not what was written."""
+
+
+@cache
+def code() -> str:
+    """sha256 (hex) over the sources that decide what training computes."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parents[1]
+    for place in sorted(place for pattern in _SOURCES for place in package.glob(pattern)):
+        digest.update(place.name.encode() + b"\0" + place.read_bytes())
+    return digest.hexdigest()
+
+
+class Checkpoints:
+    """The checkpoints under `folder`, for runs on a device of type `device`; `every`: seconds between two of a run.
+
+    A checkpoint of other code, another torch or another type of device is
+    passed over: a run is wholly of one kind or it is begun anew.
+    """
+
+    def __init__(self, folder: str | os.PathLike, device: str, every: float = 300.0):
+        if not every > 0:
+            raise InputError(f"the time between checkpoints must be a positive number of seconds, not {every}")
+        self.folder, self.every = Path(folder), every
+        self._failing = False
+        self.kind = {"code": code(), "torch": version("torch"), "device": device}
+
+    def file(self, run_id: str) -> Path:
+        """Where the checkpoint of `run_id` is kept. Raises `InputError` for what is no id."""
+        if len(run_id) != 16 or set(run_id) - set("0123456789abcdef"):
+            raise InputError(f"{run_id!r} is no run id (16 hexadecimal digits)")
+        return self.folder / f"{run_id}.ckpt"
+
+    def position(self, run_id: str) -> tuple[int, int]:
+        """(epoch, steps of it done) at which a run would go on; (0, 0) without a checkpoint that it can use.
+
+        Reads the whole file: a damaged one is set aside here, with a message, and counts as none.
+        """
+        found = self._open(run_id)
+        return (0, 0) if found is None else (found[0]["epoch"], found[0]["step"])
+
+    def load(self, run_id: str) -> dict | None:
+        """The state last saved for `run_id`, its tensors on the CPU; None without a checkpoint that it can use."""
+        found = self._open(run_id)
+        if found is None:
+            return None
+        try:
+            return torch.load(io.BytesIO(found[1]), map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
+            self._set_aside(run_id, str(error).splitlines()[0])
+            return None
+
+    def save(self, run_id: str, epoch: int, step: int, state: dict) -> bool:
+        """Keep `state`: tensors, numbers, texts, lists and dicts of them. Where the folder cannot take it, the last
+        checkpoint stays, a message says so, and training goes on; returns whether it was kept."""
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        content = buffer.getbuffer()
+        head = {"gstlib.checkpoint": SCHEMA, "id": run_id, "epoch": epoch, "step": step, "kind": self.kind}
+        head["sha256"] = _digest(head, content)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(self.file(run_id), lambda file: file.writelines([json.dumps(head).encode(), b"\n", content]))
+        except OSError as error:
+            if not self._failing:  # once is enough until one succeeds again
+                _say(f"run {run_id}: no checkpoint could be written to {self.folder} ({error.strerror or error}); "
+                     "training goes on, the last one stays")
+            self._failing = True
+            return False
+        self._failing = False
+        return True
+
+    def remove(self, run_id: str) -> None:
+        """Forget a run: its checkpoint and what a killed writer left of one."""
+        with suppress(OSError):
+            self.file(run_id).unlink(missing_ok=True)
+            for left in self.folder.glob(f".{run_id}*.tmp"):
+                left.unlink(missing_ok=True)
+
+    def _open(self, run_id: str) -> tuple[dict, memoryview] | None:
+        """Head and content of a whole checkpoint that a run on this kind of device and code can use."""
+        place = self.file(run_id)
+        try:
+            raw = place.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            _say(f"checkpoint {place} cannot be read ({error.strerror}); the run begins anew")
+            return None
+        try:
+            end = raw.find(b"\n", 0, _HEADER)
+            head = json.loads(raw[:max(end, 0)])
+            schema, stated = head["gstlib.checkpoint"], head.pop("sha256")
+            if isinstance(schema, int) and schema > SCHEMA:
+                _say(f"checkpoint {place} was written by a newer gstlib; the run begins anew")
+                return None
+            content = memoryview(raw)[end + 1:]
+            if _digest(head, content) != stated:
+                raise ValueError("its digest is another")
+            if head["id"] != run_id:
+                raise ValueError(f"it is of run {head['id']}")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            self._set_aside(run_id, str(error))
+            return None
+        if head["kind"] != self.kind:
+            other = next(name for name in self.kind if head["kind"].get(name) != self.kind[name])
+            _say(f"checkpoint of run {run_id} was made with another {other}; the run begins anew")
+            return None
+        return head, content
+
+    def _set_aside(self, run_id: str, why: str) -> None:
+        place = self.file(run_id)
+        _say(f"checkpoint {place} is damaged ({why}); set aside as {place.name}.damaged, the run begins anew")
+        with suppress(OSError):
+            os.replace(place, place.with_name(place.name + ".damaged"))
+
+
+def _say(text: str) -> None:
+    tqdm.write(text, file=sys.stderr)  # which leaves a progress bar whole, and standard output to tables
+
+
+def _digest(head: dict, content) -> str:
+    digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode() + b"\n")
+    digest.update(content)
+    return digest.hexdigest()

@@ -1,0 +1,366 @@
+"""One run, from its specification to its rows."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager, nullcontext
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import nn
+
+from gstlib import models
+from gstlib.data import Images, Loader
+from gstlib.errors import InputError
+from gstlib.pruner import Pruner
+from gstlib.spec import RunSpec
+from gstlib.training.checkpoint import Checkpoints
+from gstlib.training.engine import Engine, Measured, Replica
+
+
+class Result(NamedTuple):
+    """What a run leaves: rows by table ("epoch", "event", "histogram") and its provenance."""
+
+    tables: dict[str, list[dict]]
+    provenance: dict
+
+
+class Progress(NamedTuple):
+    """State of a run after an epoch, for whoever shows it."""
+
+    run_id: str
+    epoch: int
+    epochs: int
+    test_accuracy: float
+
+
+class Stopped(Exception):
+    """Training ended because it was asked to, after a whole step; where there are checkpoints, it goes on from there."""
+
+
+def check(spec: RunSpec) -> None:
+    """Raise `InputError` when `spec` cannot be trained, before any data is touched: a layer that is
+    not there, E[BN] without batch normalisation."""
+    with torch.device("meta"):
+        model = models.build(spec.model.name, spec.data.classes, spec.model.width)
+    if spec.pruning is not None:
+        _pruner(spec, model)
+
+
+def _pruner(spec: RunSpec, model: nn.Module) -> Pruner:
+    p = spec.pruning
+    return Pruner(model, p.schedule, p.layers, score=p.score, target=p.target, effect=p.effect,
+                  structure=p.structure, seed=_seed(spec, "pruning"), batches=p.batches)
+
+
+def _seed(spec: RunSpec, purpose: str) -> int:
+    """A seed for one purpose, so that a run's draws for one never shift those for another."""
+    purposes = ("model", "order", "pruning")
+    return int(np.random.SeedSequence([spec.seed, purposes.index(purpose)]).generate_state(1)[0])
+
+
+def train(
+    spec: RunSpec,
+    images: Images,
+    device: str | torch.device = "cpu",
+    progress: Callable[[Progress], None] = lambda _: None,
+    profile: str = "",
+) -> Result:
+    """Train `spec` on `images` and return its rows: `train_group` for a single run."""
+    return train_group([spec], images, device, progress, profile)[0]
+
+
+def shape(spec: RunSpec) -> tuple:
+    """What runs must have in common to be trained in lockstep; seeds, schedules, scores and effects may differ."""
+    o = spec.optimiser
+    return spec.data, spec.model, spec.precision, spec.channels_last, o.name, o.batch_size, o.epochs
+
+
+def train_group(
+    specs: Sequence[RunSpec],
+    images: Images,
+    device: str | torch.device = "cpu",
+    progress: Callable[[Progress], None] = lambda _: None,
+    profile: str = "",
+    checkpoints: Checkpoints | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[Result]:
+    """Train runs of one shape in lockstep and return their rows, which are those of each run alone.
+
+    Epoch rows: epoch (from 0), lr, train_loss, train_accuracy (running means
+    over the epoch's batches as trained on), test_loss, test_accuracy (the
+    network as it stands then, noise in force included; before the epoch's
+    event), test_accuracy_clean (noise switched off), parameters (left),
+    seconds (of the group's epoch, divided by its runs).  Epochs that
+    `spec.tested_after` leaves out have no test columns.  Event rows: see
+    `Pruner.epoch`.  Histogram rows: see `bn_histogram`.
+
+    With `checkpoints` the runs go on from theirs, keep new ones as often as
+    those say, and end with the rows of a run never interrupted (on a CPU bit
+    for bit, seconds aside); whoever stores the rows removes the checkpoints.
+    `stop` is asked after every step: when it says so, a last checkpoint is
+    kept and `Stopped` raised.
+
+    Raises `InputError` when the runs differ in shape or stand at different
+    epochs, the data are not those of the specification or a loss is no longer
+    finite.
+    """
+    for spec in specs[1:]:
+        if shape(spec) != shape(specs[0]):
+            raise InputError(f"runs {specs[0].id} and {spec.id} differ in data, model, precision, optimiser, batch size "
+                             "or number of epochs and cannot be trained in lockstep")
+    device = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0", as tensors there name it
+    with _one_thread() if device.type == "cpu" else nullcontext():
+        return _Group(specs, images, device, progress, profile, checkpoints, stop).train()
+
+
+@contextmanager
+def _one_thread():
+    """One thread, so that a CPU's rows do not depend on its number of cores (sums are split among threads),
+    and no denormal numbers, which the moments of masked weights decay into and which cost hundreds of cycles each."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(threads)
+
+
+class _Run:
+    """One run of a group: its network, its pruner, its rows."""
+
+    def __init__(self, spec: RunSpec, images: Images, device: torch.device):
+        self.spec = spec
+        torch.manual_seed(_seed(spec, "model"))
+        model = models.build(spec.model.name, spec.data.classes, spec.model.width)
+        self.model = model.to(
+            device, memory_format=torch.channels_last if spec.channels_last else torch.contiguous_format)
+        loader = Loader(images, spec.optimiser.batch_size, spec.data.augment, _seed(spec, "order"),
+                        device, spec.channels_last)
+        self.parameters = sum(p.numel() for p in model.parameters())
+        self.pruner = _pruner(spec, model) if spec.pruning is not None else None
+        self.replica = Replica(model, spec.optimiser, loader, spec.precision)
+        self.tables: dict[str, list[dict]] = {"epoch": [], "event": [], "histogram": []}
+        self.last_tested = float("nan")
+
+    def state_dict(self) -> dict:
+        """Everything that the rest of the run depends on. torch's global generator is not in it: it only initialises."""
+        return {"replica": self.replica.state_dict(), "tables": json.dumps(self.tables), "last_tested": self.last_tested,
+                "pruner": None if self.pruner is None else self.pruner.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from what `state_dict` gave."""
+        self.replica.load_state_dict(state["replica"])
+        self.tables, self.last_tested = json.loads(state["tables"]), state["last_tested"]
+        if self.pruner is not None:
+            self.pruner.load_state_dict(state["pruner"])
+
+    def measure(self, epoch: int) -> None:
+        """Take the measures that are taken before the first epoch (-1) and after the last."""
+        if "bn-histogram" in self.spec.measures:
+            self.tables["histogram"] += bn_histogram(self.model, self.replica.loader, epoch)
+
+    def end_epoch(self, epoch: int, trained: Measured, test: Callable[[], Measured]) -> None:
+        """Test where the specification says so, let events happen, write the rows."""
+        if not np.isfinite(trained.loss):
+            raise InputError(f"run {self.spec.id}: the training loss is no longer finite after epoch {epoch}; "
+                             "lower the learning rate or use precision float32")
+        row = {"epoch": epoch, "lr": self.replica.learning_rate(epoch),
+               "train_loss": trained.loss, "train_accuracy": trained.accuracy}
+        tested: list[Measured] = []
+
+        def evaluate() -> float:
+            tested.append(test())
+            return tested[-1].accuracy
+
+        clean = None
+        due = self.spec.tested_after(epoch)
+        if self.pruner is not None:
+            if due and self.pruner.noise_in_force:
+                with self.pruner.silenced():
+                    clean = test().accuracy
+            self.tables["event"] += self.pruner.epoch(epoch, evaluate)
+        if due and not tested:
+            evaluate()
+        if tested:
+            self.last_tested = tested[0].accuracy
+            row |= {"test_loss": tested[0].loss, "test_accuracy": self.last_tested,
+                    "test_accuracy_clean": self.last_tested if clean is None else clean}
+        row["parameters"] = self.parameters - (self.pruner.parameters_removed() if self.pruner else 0)
+        self.tables["epoch"].append(row)
+
+
+class _Group:
+    """Runs of one shape, epoch by epoch."""
+
+    def __init__(self, specs, images: Images, device: torch.device, progress, profile: str,
+                 checkpoints: Checkpoints | None = None, stop: Callable[[], bool] = lambda: False):
+        self.device, self.progress, self.profile = device, progress, profile
+        self.checkpoints, self.stop = checkpoints, stop
+        self.images = images.subset(specs[0].data)
+        resident = self.images.to(device)
+        self.runs = [_Run(spec, resident, device) for spec in specs]
+        # epochs and steps of the next one that are done; seconds spent on them, on the epoch and in all, a run's share
+        self.epoch, self.step, self.resumed = 0, 0, 0
+        self.began = self.saved = time.perf_counter()
+        self.epoch_began = self.began
+        if checkpoints is not None:
+            self._take_up(checkpoints)
+        self.engine = Engine([run.replica for run in self.runs])
+
+    def train(self) -> list[Result]:
+        """All epochs that are left; returns each run's rows and provenance."""
+        epochs = self.runs[0].spec.optimiser.epochs
+        ticks = [*(run.pruner.batch for run in self.runs if run.pruner is not None), self._after_step]
+        if (self.epoch, self.step) == (0, 0):
+            for run in self.runs:
+                run.measure(-1)
+        while self.epoch < epochs:
+            epoch = self.epoch
+            trained = self.engine.train_epoch(epoch, ticks, self.step)
+            for index, run in enumerate(self.runs):
+                run.end_epoch(epoch, trained[index], lambda: self.engine.test(index))
+            now = time.perf_counter()
+            for run in self.runs:
+                run.tables["epoch"][-1]["seconds"] = (now - self.epoch_began) / len(self.runs)
+                self.progress(Progress(run.spec.id, epoch, epochs, run.last_tested))
+            self.epoch, self.step, self.epoch_began = epoch + 1, 0, now
+            self._pause()
+        for run in self.runs:
+            run.measure(epochs - 1)
+        seconds = (time.perf_counter() - self.began) / len(self.runs)
+        about = provenance(self.images, self.device, self.profile, seconds, len(self.runs)) | {
+            "resumed": self.resumed, "techniques": self.engine.techniques}
+        return [Result(run.tables, about) for run in self.runs]
+
+    def _after_step(self) -> None:
+        self.step += 1
+        self._pause()
+
+    def _pause(self) -> None:
+        """Keep a checkpoint where one is due, and stop where that is asked for."""
+        stop = self.stop()
+        if self.checkpoints is not None and (stop or time.perf_counter() - self.saved >= self.checkpoints.every):
+            now, n = time.perf_counter(), len(self.runs)
+            state = {"resumed": self.resumed, "seconds": (now - self.began) / n,
+                     "epoch_seconds": (now - self.epoch_began) / n}
+            for run in self.runs:
+                self.checkpoints.save(run.spec.id, self.epoch, self.step, state | {"run": run.state_dict()})
+            self.saved = time.perf_counter()  # writing counts as time between two
+        if stop:
+            raise Stopped
+
+    def _take_up(self, checkpoints: Checkpoints) -> None:
+        positions = {run.spec.id: checkpoints.position(run.spec.id) for run in self.runs}
+        if len(set(positions.values())) > 1:
+            raise InputError("runs stand at different epochs and cannot be trained in lockstep: "
+                             + ", ".join(f"{run_id} at epoch {epoch}, step {step}"
+                                         for run_id, (epoch, step) in positions.items()))
+        states = [checkpoints.load(run.spec.id) for run in self.runs]
+        if None in states:
+            return
+        for run, state in zip(self.runs, states):
+            run.load_state_dict(state["run"])
+        self.epoch, self.step = next(iter(positions.values()))
+        now, n = time.perf_counter(), len(self.runs)
+        self.resumed = states[0]["resumed"] + 1
+        self.began = now - n * states[0]["seconds"]
+        self.epoch_began = now - n * states[0]["epoch_seconds"]
+
+
+@torch.no_grad()
+def bn_histogram(model: nn.Module, loader: Loader, epoch: int, images: int = 512) -> list[dict]:
+    """How normal are normalised activations? (section A.1, Figure A1, claim C18)
+
+    For each batch normalisation, in forward order, its input over the first
+    `images` training images is centred and scaled by that batch's own mean
+    and standard deviation per channel, as in training.  Rows: epoch (-1:
+    before training), layer, layer_index, ks (Kolmogorov-Smirnov distance of
+    all these values to the standard normal), left, right, count; 80 bins
+    from -5 to 5, values outside counted in the outermost ones.
+    """
+    rows: list[dict] = []
+    edges = np.linspace(-5, 5, 81)
+
+    def record(name: str):
+        def hook(module, inputs):
+            x = inputs[0].float()
+            axes = [0, *range(2, x.dim())]
+            x = (x - x.mean(axes, keepdim=True)) / (x.var(axes, unbiased=False, keepdim=True) + module.eps).sqrt()
+            values = np.sort(x.flatten().cpu().numpy().astype(np.float64))
+            n = len(values)
+            cdf = stats.norm.cdf(values)
+            ks = float(max((np.arange(1, n + 1) / n - cdf).max(), (cdf - np.arange(n) / n).max()))
+            counts, _ = np.histogram(np.clip(values, -5, 5), edges)
+            index = len({row["layer"] for row in rows})
+            rows.extend({"epoch": epoch, "layer": name, "layer_index": index, "ks": ks, "left": left, "right": right,
+                         "count": int(count)} for left, right, count in zip(edges[:-1], edges[1:], counts))
+        return hook
+
+    norms = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    hooks = [module.register_forward_pre_hook(record(name)) for name, module in norms]
+    try:
+        model.eval()
+        model(loader.normalise(loader.x[:images]))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return rows
+
+
+def provenance(images: Images, device: torch.device, profile: str, seconds: float, replicas: int = 1) -> dict:
+    """Where and with what a result was made: data, device, versions, commit, date; no path and no host name."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    return {
+        "data": images.name, "data_title": images.title, "fingerprint": images.fingerprint,
+        "profile": profile, "device": name, "device_type": device.type, "threads": torch.get_num_threads(),
+        "seconds": round(seconds, 3), "replicas": replicas, "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit(), "python": platform.python_version(),
+        "versions": {package: _version(package) for package in ("gstlib", "torch", "torchvision", "numpy")},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "source tree"
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+        return names[0] if names else platform.machine()
+    except OSError:
+        return platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """The commit that gstlib's source is at, with "+changes" where gstlib/ differs from it; "unknown" outside git.
+
+    The environment variable GSTLIB_COMMIT stands in where the source travels without its history.
+    """
+    if stated := os.environ.get("GSTLIB_COMMIT"):
+        return stated
+    here = Path(__file__).parents[1]
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

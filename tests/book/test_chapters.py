@@ -1,0 +1,310 @@
+import inspect
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from IPython.display import Image, Markdown
+from made_up import DATA, SMOKE, fill, stock, write
+
+from gstlib import experiments
+from gstlib.book import notebook
+from gstlib.campaign import executors, runner
+from gstlib.errors import InputError
+from gstlib.store import Store
+
+ROOT = Path(__file__).parents[2]
+CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
+WITH_PANELS = [chapter for chapter in CHAPTERS if "chapter.show(" in chapter.read_text()]
+# Figure A2 is drawn from Figure 1's runs
+EXPERIMENTS = [name for name in experiments.EXPERIMENTS if name != "figureA2"]
+
+every_chapter = pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda p: p.stem)
+every_chapter_with_panels = pytest.mark.parametrize("chapter", WITH_PANELS, ids=lambda p: p.stem)
+
+
+@every_chapter
+def test_sources_store_no_output_and_have_parameters(chapter):
+    cells = json.loads(chapter.read_text())["cells"]
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
+    (parameters,) = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
+    names = re.findall(r"^(\w+) = ", "".join(parameters["source"]), re.M)
+    assert names == list(notebook.PARAMETERS)
+    first = json.loads(CHAPTERS[0].read_text())["cells"]
+    assert parameters["source"] == next(c for c in first if c["id"] == "parameters")["source"]
+
+
+def execute(chapter, tmp_path, **parameters):
+    (done, place), = execute_all([chapter], tmp_path, **parameters)
+    return done, place
+
+
+def execute_all(chapters, tmp_path, **parameters):
+    """Chapters through papermill, side by side: of each how it ended and the executed notebook."""
+    words = [word for name, value in parameters.items() for word in ("-p", name, str(value))]
+    places = [tmp_path / f"executed-{chapter.name}" for chapter in chapters]
+    running = [subprocess.Popen([sys.executable, "-m", "papermill", "--no-progress-bar", str(chapter), str(place),
+                                 "-k", "python3", *words], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE) for chapter, place in zip(chapters, places)]
+    ended = [(process, *process.communicate()) for process in running]
+    return [(subprocess.CompletedProcess(process.args, process.returncode, out, err), place)
+            for (process, out, err), place in zip(ended, places)]
+
+
+def shown(place):
+    """What an executed notebook displays as Markdown."""
+    outputs = [out["data"].get("text/markdown", "") for cell in json.loads(place.read_text())["cells"]
+               for out in cell.get("outputs", []) if "data" in out]
+    return "\n".join("".join(out) for out in outputs)
+
+
+@pytest.fixture
+def run_here(monkeypatch):
+    """Run a chapter's code cells in this process (no kernel to start): its Markdown and its pictures."""
+    monkeypatch.chdir(ROOT)
+
+    def run(chapter, **parameters):
+        displayed = []
+        monkeypatch.setattr(notebook, "display", displayed.append)
+        names: dict = {}
+        for cell in json.loads(chapter.read_text())["cells"]:
+            if cell["cell_type"] == "code":
+                exec(compile("".join(cell["source"]), f"{chapter.name}: {cell['id']}", "exec"), names)
+                if "parameters" in cell["metadata"].get("tags", []):
+                    names.update(parameters)
+        return ("\n".join(d.data for d in displayed if isinstance(d, Markdown)),
+                [d for d in displayed if isinstance(d, Image)])
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A store with made-up runs of every experiment."""
+    return stock(tmp_path_factory.mktemp("whole") / "results", *EXPERIMENTS)
+
+
+def check_whole(text, output):
+    """All panels drawn, nothing missing, every link to a file that is there."""
+    assert "no run is stored" not in text and "Missing" not in text and "not run" not in text and "nan" not in text
+    links = re.findall(r"\]\(figures/([^)]+)\)", text)
+    assert links and all((output / link).stat().st_size > 0 for link in links)
+    assert len({link.rpartition(".")[0] for link in links if link.endswith(".png")}) == text.count("[PNG]")
+
+
+@every_chapter_with_panels
+def test_a_chapter_shows_every_panel_of_a_full_store(chapter, run_here, whole, tmp_path):
+    text, pictures = run_here(chapter, profile="smoke", results=str(whole.path), output=str(tmp_path))
+    check_whole(text, tmp_path)
+    assert len(pictures) == text.count("[PNG]") > 0 and f"[notebook](path:{chapter.name})" in text
+
+
+@every_chapter_with_panels
+def test_a_chapter_without_its_runs_names_the_command(chapter, run_here, tmp_path):
+    store = Store(tmp_path / "results")
+    other = "figure2" if chapter.stem in ("figure1", "figure1-run", "figure4", "figure5") else "figure1-vgg11"
+    first = experiments.experiment(other).runs(SMOKE, DATA, [0])[1]
+    write(store, first, 0.5, 0.1)
+    text, _ = run_here(chapter, profile="smoke", results=str(store.path), output=str(tmp_path))
+    assert "no run is stored at profile smoke" in text
+    named = re.findall(r"`python -m gstlib run (figure\S+) --profile smoke --data digits --results (\S+)`", text)
+    assert named and {figure for figure, _ in named} <= set(experiments.EXPERIMENTS)
+    assert {results for _, results in named} == {str(store.path)}
+
+
+@pytest.mark.slow
+@every_chapter_with_panels
+def test_a_chapter_executes_through_papermill(chapter, whole, tmp_path):
+    done, place = execute(chapter, tmp_path, profile="smoke", results=whole.path, output=tmp_path / "figures")
+    assert done.returncode == 0, done.stderr
+    check_whole(shown(place), tmp_path / "figures")
+
+
+def stated_correlation(text):
+    return float(re.search(r"have Pearson's \$r = ([-.\d]+)\$", text)[1])
+
+
+def claim(text, name):
+    """What the claims page says of a claim: estimate with interval, and verdict."""
+    return re.search(rf"^\| {name} \| .*? \| .*? \| (.*?) \| .*? \| \*\*(.+?)\*\* \|", text, re.M).groups()
+
+
+def test_one_changed_row_changes_number_verdict_and_figure_and_nothing_stale_stays(tmp_path, run_here):
+    profile = experiments.profile("quarter")
+    store, output = fill(tmp_path / "results", "quarter"), tmp_path / "figures"
+    pages = [ROOT / "chapters/figure1.ipynb", ROOT / "chapters/claims.ipynb"]
+    given = {"profile": "quarter", "results": store.path, "output": output}
+    runs = {(run.label, run.spec.seed): run.spec
+            for run in experiments.figure1_vgg11(profile, next(store.about())[1].data, range(3))}
+
+    def executed():
+        results = execute_all(pages, tmp_path, **given)
+        assert all(done.returncode == 0 for done, _ in results), [done.stderr for done, _ in results]
+        chapter, claims = (shown(place) for _, place in results)
+        files = {place.name: place.read_bytes() for place in output.iterdir()}
+        assert "3 runs per configuration" in chapter and "figure1-resnet18 --profile quarter" in chapter
+        assert re.findall(r"^\| (C\d+) ", claims, re.M) == [f"C{k}" for k in range(1, 20)]
+        assert f"python -m gstlib run figure4 --profile quarter --data cifar10 --results {store.path}" in claims
+        return stated_correlation(chapter), claim(claims, "C1"), files
+
+    correlation, (estimate, verdict), files = executed()
+    assert correlation > 0.9 and verdict == "supported"
+    found = store.read(runs["L r=40", 1].id)
+    rows = {name: table.to_dict("records") for name, table in found.tables.items()}
+    rows["epoch"][-1]["test_accuracy"] = 0.1
+    store.file(found.spec.id).unlink()  # the store keeps what it has
+    store.write(found.spec, found.provenance, rows)
+    changed, (other, new_verdict), new_files = executed()
+    assert changed < correlation - 0.1 and other != estimate and new_verdict != "supported"
+    assert set(files) == set(new_files)
+    # PNG, SVG and CSV of each panel, and the list of its runs
+    assert len(files) == 8 and all(files[name] != new_files[name] for name in files)
+
+    for spec in runs.values():
+        store.file(spec.id).unlink()
+    resnet18 = experiments.figure1_resnet18(profile, found.spec.data, [0])
+    for run in resnet18:
+        write(store, run, 0.6, 0.1, "quarter")
+    text, pictures = run_here(pages[0], **given | {"results": str(store.path), "output": str(output)})
+    # two of ResNet18, and two of its other readings, which share the network that was never pruned
+    assert len(pictures) == 4 and "Figure 1 top" in text and "no run is stored at profile quarter" in text
+    left = {place.name for place in output.iterdir()}
+    assert len(left) == 16 and all(name.startswith("figure1-resnet18") for name in left)
+
+
+def test_an_empty_store_is_one_message_that_names_the_command(tmp_path):
+    Store(tmp_path / "none").check_writable()
+    done, place = execute(ROOT / "chapters/figure2.ipynb", tmp_path, profile="smoke", results=tmp_path / "none",
+                          output=tmp_path)
+    assert done.returncode != 0
+    assert f"python -m gstlib run figure2 --profile smoke --data digits --results {tmp_path / 'none'}" in done.stderr
+    (error,) = [out for cell in json.loads(place.read_text())["cells"] for out in cell.get("outputs", [])
+                if out["output_type"] == "error"]
+    assert error["ename"] == "InputError" and len(error["traceback"]) == 1, "the message, no traceback"
+
+
+def test_an_unknown_parameter_is_refused_with_the_known_ones(tmp_path):
+    chapters = [ROOT / "chapters/figure1.ipynb", ROOT / "chapters/claims.ipynb"]
+    for done, place in execute_all(chapters, tmp_path, profile="smoke", resutls=tmp_path):
+        assert done.returncode != 0
+        assert f"unknown parameter 'resutls'; choose from {', '.join(notebook.PARAMETERS)}" in done.stderr
+        (error,) = [out for cell in json.loads(place.read_text())["cells"] for out in cell.get("outputs", [])
+                    if out["output_type"] == "error"]
+        assert error["ename"] == "InputError" and len(error["traceback"]) == 1
+
+
+def test_injected_parameters_are_those_of_papermill_s_cell_alone():
+    history = ["", "profile = 'mini'  # an ordinary cell\nlabel = 3",
+               "# Parameters\nprofil = \"mini\"\nseeds = [0, 1]\n"]
+    assert notebook.injected(history) == ["profil", "seeds"]
+    assert notebook.injected([]) == notebook.injected() == []
+
+
+def test_a_chapter_trains_what_is_missing_as_it_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    asked = []
+
+    def train_missing(store, names, *arguments, **options):
+        asked.append((names, *arguments, options))
+        fill(store.path)
+        return runner.Outcome()
+
+    monkeypatch.setattr(runner, "train_missing", train_missing)
+    given = {"profile": "smoke", "data": "digits", "seeds": "0,2", "device": "cpu",
+             "results": str(tmp_path / "results"), "executor": "processes", "output": str(tmp_path)}
+    chapter = notebook.Chapter("figure1", ["figure1-vgg11"], **given, train=True)
+    assert asked == [(["figure1-vgg11"], "smoke", "digits", "0,2", "cpu", {"quiet": True, "executor": "processes"})]
+    assert len(chapter.studies[0].runs) == 10 and not chapter.studies[0].missing
+    notebook.Chapter("figure1", ["figure1-vgg11"], **given, train=False)
+    assert len(asked) == 1
+
+
+def test_a_failed_run_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(runner, "train_missing", lambda *_, **__: runner.Outcome(failed={"a" * 16: "it diverged"}))
+    with pytest.raises(InputError, match="run a{16} failed: it diverged"):
+        notebook.prepare(["figure3"], profile="smoke", data=None, seeds=None, device="auto", results=str(tmp_path),
+                         train=True, executor=None, output=str(tmp_path))
+
+
+def test_the_executors_are_the_runner_s():
+    assert set(notebook._EXECUTORS) == set(executors.EXECUTORS)
+    assert "executor" in inspect.signature(runner.run).parameters
+
+
+def test_reading_imports_neither_torch_nor_training():
+    code = ("import sys; from gstlib import notebook, claims; "
+            "sys.exit(any(name in sys.modules for name in ('torch', 'gstlib.training.train', 'gstlib.campaign.runner')))")
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("name, value, words", [
+    ("profile", "tiny", "unknown profile 'tiny'; choose from smoke, mini, quarter, paper"),
+    ("device", "tpu", "unknown device 'tpu'; choose from auto, cpu, cuda"),
+    ("seeds", "many", "seeds 'many' is neither a number"),
+    ("seeds", 2.5, "seeds must be a number"),
+    ("train", "yes", "train must be True or False, not 'yes'"),
+    ("data", "", "data must be"),
+    ("results", None, "results must name a folder"),
+    ("output", 3, "output must name a folder"),
+    ("executor", "slurm", "unknown executor 'slurm'; choose from local, processes, ray"),
+])
+def test_a_bad_value_is_named(name, value, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    given = {"profile": "smoke", "data": None, "seeds": None, "device": "auto", "results": str(tmp_path),
+             "train": False, "executor": None, "output": str(tmp_path)}
+    with pytest.raises(InputError, match=re.escape(words)):
+        notebook.Chapter("figure1", ["figure1-vgg11"], **given | {name: value})
+
+
+def project(root):
+    """A folder laid out like this project, with the committed results, in which chapters write what they make."""
+    (root / "chapters").mkdir(parents=True)
+    (root / "book").mkdir()
+    (root / "book/results").symlink_to(ROOT / "book/results")
+    (root / "pytest.ini").write_text("[pytest]\n")
+    return root
+
+
+def start_nbval(option, root, notebooks):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", option, "--nbval-current-env"]
+    return subprocess.Popen([*command, *map(str, notebooks)], cwd=root, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT)
+
+
+def test_chapters_run_as_they_stand_on_the_committed_results(tmp_path):
+    root = project(tmp_path)
+    # what reads no results is executed twice below
+    copies = [shutil.copy(chapter, root / "chapters") for chapter in CHAPTERS if chapter.stem != "prune"]
+    halves = [start_nbval("--nbval-lax", root, copies[half::2]) for half in (0, 1)]
+    check_nbval(halves)
+
+
+def check_nbval(running):
+    said = [process.communicate()[0] for process in running]
+    for text, process in zip(said, running):
+        assert process.returncode == 0, text[-5000:]
+
+
+def check_shows_the_same_twice(chapters, whole, root):
+    executed = execute_all(chapters, project(root) / "chapters", profile="smoke", results=whole.path,
+                           output=root / "figures")
+    for done, _ in executed:
+        assert done.returncode == 0, done.stderr
+    check_nbval([start_nbval("--nbval", root, [place]) for _, place in executed])
+
+
+MAKE_THEIR_OWN = ("ebn", "prune")  # numbers that no stored run holds
+
+
+def test_chapters_that_make_their_own_numbers_show_the_same_twice(whole, tmp_path):
+    check_shows_the_same_twice([ROOT / f"chapters/{name}.ipynb" for name in MAKE_THEIR_OWN], whole, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chapter", [chapter for chapter in CHAPTERS if chapter.stem not in MAKE_THEIR_OWN],
+                         ids=lambda p: p.stem)
+def test_a_chapter_shows_the_same_twice(chapter, whole, tmp_path):
+    check_shows_the_same_twice([chapter], whole, tmp_path)

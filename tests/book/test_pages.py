@@ -1,0 +1,438 @@
+"""The pages beside the figures: the front page's claims, the table of runs, the costs, and `Prune your own network`."""
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from made_up import ABOUT, DATA, SMOKE, fill
+from test_book import BOOK, HTML, ROOT, WIDTHS, browser, built, site, toc_files, visit  # noqa: F401 (fixtures)
+
+from gstlib import claims, experiments
+from gstlib.bench import cost
+from gstlib.bench import measure as bench
+from gstlib.book import tables
+from gstlib.errors import InputError
+from gstlib.spec import DataSpec
+from gstlib.store import Store
+
+HOSTILE = "</script><script>document.title = 'struck'</script><img src=x onerror=\"document.title = 'struck'\">"
+
+
+def epochs(spec) -> dict:
+    """As few rows as a run can have."""
+    return {"epoch": [{"epoch": number, "train_accuracy": 0.75, "test_accuracy": 0.5, "parameters": 1}
+                      for number in range(spec.optimiser.epochs)]}
+
+
+def code(name: str) -> list[str]:
+    """The code cells of a chapter."""
+    cells = json.loads((ROOT / "chapters" / f"{name}.ipynb").read_text())["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+class _Rows(HTMLParser):
+    """The rows of an HTML table as texts, its links, and the names of all tags."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.rows, self.links, self.tags, self.classes, self._cell = [], [], set(), [], False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        known = dict(attributes)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        self._cell = self._cell or tag in ("td", "th")
+        if tag == "a":
+            self.links.append(known["href"])
+        if tag == "span":
+            self.classes.append(known["class"])
+
+    def handle_endtag(self, tag):
+        self._cell = self._cell and tag not in ("td", "th")
+
+    def handle_data(self, text):
+        if self._cell:
+            self.rows[-1][-1] += text
+
+
+# ---------------------------------------------------------------- the front page
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """A store with three runs a configuration of Figure 1 (VGG11) at `quarter`, and what the claims say of it."""
+    store = Store(tmp_path_factory.mktemp("judged") / "results")
+    fill(store.path, "quarter")
+    return store, claims.evaluate(store)
+
+
+def test_the_table_of_claims_has_a_row_a_claim_with_its_verdict_and_a_link_to_its_page(judged):
+    _, found = judged
+    page = _Rows(tables.claims_html(found))
+    assert [row[0].split()[0] for row in page.rows[1:]] == [f"C{k}" for k in range(1, 20)]
+    by_id = {row[0].split()[0]: row for row in page.rows[1:]}
+    c1 = found.set_index("id").loc["C1"]
+    assert c1["verdict"] == "supported", "the made-up runs were made for this"
+    estimate = f"{c1['estimate']:.2f} [{c1['low']:.2f}, {c1['high']:.2f}] Pearson's r"
+    assert by_id["C1"][1:5] == ["r = .84, p = 1.3e-11", estimate, "12 (quarter)", "supported"]
+    assert by_id["C2"][2:] == ["–", "0", "not run", "not run"]
+    assert "verdict supported" in page.classes and "verdict not-run" in page.classes
+    assert {link.removesuffix(".html") for link in page.links} <= set(toc_files())
+
+
+def test_the_sentence_counts_verdicts_and_runs(judged):
+    store, found = judged
+    counts = found["verdict"].value_counts()
+    text = tables.verdicts_sentence(found, store)
+    assert text.startswith("From 15 stored runs, the last finished on 2026-01-02.")
+    assert f"At full width: {counts['supported']} supported" in text and "At small scale: 19 not run." in text
+
+
+def test_an_empty_store_s_sentence_names_no_date(tmp_path):
+    store = Store(tmp_path / "none")
+    text = tables.verdicts_sentence(claims.evaluate(store), store)
+    assert text == "From 0 stored runs. At full width: 19 not run. At small scale: 19 not run."
+
+
+def test_what_a_claim_says_is_escaped(judged):
+    _, found = judged
+    hostile = found.assign(statement=HOSTILE, published=HOSTILE, unit=HOSTILE)
+    assert {"script", "img"}.isdisjoint(_Rows(tables.claims_html(hostile)).tags)
+
+
+def test_an_interval_of_another_confidence_says_so():
+    row = {"estimate": 1.0, "low": 0.5, "high": 2.0, "unit": "points", "confidence": 0.9}
+    assert tables.number(row) == "1.00 [0.50, 2.00] points (90% interval)"
+    assert tables.number(row | {"confidence": 0.95}) == "1.00 [0.50, 2.00] points"
+    assert tables.number({f"small_{name}": value for name, value in row.items()}, "small_").startswith("1.00")
+    assert tables.number(row | {"estimate": float("nan")}) == "–"
+
+
+def test_every_claim_has_a_page_and_the_front_page_takes_its_table_from_the_claims():
+    assert {claim.figure for claim in claims.CLAIMS} <= tables.PAGES.keys()
+    assert set(tables.PAGES.values()) <= set(toc_files())
+    front, glued = (BOOK / "index.md").read_text(), "\n".join(code("claims"))
+    for key in ("claims-table", "claims-verdicts"):
+        assert key in front and f'glue("{key}"' in glued
+    assert not re.search(r"supported|contradicted|inconclusive", front), "a verdict typed by hand would go stale"
+
+
+# ---------------------------------------------------------------- the runs
+
+def test_a_row_a_run_with_its_figures_and_its_accuracy(tmp_path):
+    store = fill(tmp_path / "results")
+    found = tables.runs(store).set_index("run")
+    wanted = {run.spec.id: run for run in experiments.figure1_vgg11(SMOKE, DATA, range(3))}
+    assert set(found.index) == set(wanted) == set(store.ids())
+    for run_id, run in wanted.items():
+        row, p = found.loc[run_id], run.spec.pruning
+        assert run.label in row["configuration"].split(", ")
+        assert {"figure1-vgg11", "figureA2"} <= set(row["figures"].split(", "))
+        assert row["network"] == "vgg11, width 0.125" and row["seed"] == run.spec.seed and row["profile"] == "smoke"
+        assert (row["r"], row["target"], row["score"], row["units"]) == \
+            ((str(p.retrain), p.target, p.score, "filters") if p else ("–",) * 4)
+        accuracy = store.read(run_id).tables["epoch"]["test_accuracy"].iloc[-1]
+        assert row["accuracy, %"] == pytest.approx(100 * accuracy, abs=0.005)
+        assert row["data"] == "scikit-learn digits" and row["commit"] == "c" * 10
+        assert row["finished"] == "2026-01-02 03:04"
+
+
+def test_a_shared_run_stands_once_and_names_every_figure_that_uses_it(tmp_path):
+    found = tables.runs(fill(tmp_path / "results"))
+    assert found["run"].is_unique
+    plain = found[found["configuration"] == "none"]
+    users = [set(figures.split(", ")) for figures in plain["figures"]]
+    assert len(users) == 3 and all({"figure1-vgg11", "figure4", "figure5"} <= names for names in users)
+
+
+def hostile_store(path) -> Store:
+    """A store whose provenance was written by someone who means harm."""
+    store = fill(path)
+    run = experiments.figure1_vgg11(SMOKE, DATA, [7])[1]
+    tables_of = store.read(experiments.figure1_vgg11(SMOKE, DATA, [0])[1].spec.id).tables
+    about = ABOUT | {"versions": {HOSTILE: HOSTILE}} | dict.fromkeys(
+        ("device", "data_title", "commit", "finished", "python", "profile"), HOSTILE)
+    store.write(run.spec, about, {name: rows.to_dict("records") for name, rows in tables_of.items()})
+    return store
+
+
+def test_no_text_of_a_store_becomes_part_of_the_page_s_html(tmp_path):
+    pytest.importorskip("itables")
+    found = tables.runs(hostile_store(tmp_path / "results"))
+    assert (found["device"] == HOSTILE).sum() == 1, "the store holds it"
+    page = tables.runs_html(found)
+    harmless = tables.runs_html(found.replace({HOSTILE: "-"}, regex=False))
+    assert "document.title" in page, "the page shows it"
+    for piece in ("<script", "</script", "<img"):
+        assert page.count(piece) == harmless.count(piece)
+
+
+def test_an_empty_store_has_no_runs_and_all_columns(tmp_path):
+    found = tables.runs(Store(tmp_path / "none"))
+    assert found.empty and list(found) == list(tables.runs(fill(tmp_path / "results")))
+
+
+def test_a_run_that_no_figure_asks_for_is_listed_all_the_same(tmp_path, tiny_spec):
+    store = Store(tmp_path / "results")
+    spec = tiny_spec(seed=5)
+    # as little as a foreign store may say
+    about = {name: ABOUT[name] for name in ("profile", "data_title", "device", "finished", "commit")}
+    store.write(spec, about, epochs(spec))
+    (row,) = tables.runs(store).to_dict("records")
+    assert row["figures"] == row["configuration"] == row["versions"] == "–" and row["accuracy, %"] == 50 and row["seed"] == 5
+
+
+@pytest.mark.browser
+def test_hostile_text_is_shown_as_text_and_does_nothing(browser, tmp_path):  # noqa: F811
+    itables = pytest.importorskip("itables.javascript")
+    found = tables.runs(hostile_store(tmp_path / "results"))
+    tab = browser.new_page()
+    try:
+        tab.set_content("<title>calm</title>" + itables.generate_init_offline_itables_html(itables.opt.dt_bundle)
+                        + tables.runs_html(found))
+        tab.locator("table.dataTable tbody tr").first.wait_for(timeout=20_000)
+        assert tab.locator("table.dataTable tbody tr").count() == len(found)
+        assert HOSTILE in tab.locator("table.dataTable tbody").inner_text()
+        assert tab.title() == "calm" and tab.locator("table.dataTable img").count() == 0
+    finally:
+        tab.close()
+
+
+@pytest.mark.browser
+@built
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
+def test_the_table_of_runs_filters_and_sorts(visit, width):  # noqa: F811
+    from playwright.sync_api import expect
+
+    tab = visit("chapters/runs.html", width)
+    if "No run is stored" in tab.locator("article").inner_text():
+        pytest.skip("the book was built from an empty store")
+    rows = tab.locator("table.dataTable tbody tr")
+    rows.first.wait_for(timeout=20_000)
+    every = rows.count()
+    run_id = rows.last.locator("td").first.inner_text()
+    box = tab.locator(".dt-search input")
+    box.fill(run_id)
+    expect(rows).to_have_count(1)
+    assert every > 1 and rows.first.locator("td").first.inner_text() == run_id
+    box.fill("no such word")
+    expect(tab.locator("table.dataTable tbody")).to_contain_text("no run matches")
+    box.fill("")
+    expect(rows).to_have_count(every)
+    column = tab.locator("table.dataTable thead th", has_text="accuracy").first
+    place = column.evaluate("cell => cell.cellIndex")
+    for order in (1, -1):  # upward, then downward; the table is drawn anew some time after the click
+        column.click()
+        tab.wait_for_function("""([place, order]) => {
+            const rows = [...document.querySelectorAll("table.dataTable tbody tr")];
+            const values = rows.map(row => order * parseFloat(row.cells[place].innerText));
+            return values.length > 1 && values.every((value, i) => i == 0 || values[i - 1] <= value);
+        }""", arg=[place, order], timeout=20_000)
+
+
+@pytest.mark.browser
+@built
+def test_the_front_page_shows_the_claims_that_their_own_page_shows(visit):  # noqa: F811
+    tab = visit("index.html", WIDTHS["desktop"])
+    front = [row.locator("td").all_inner_texts() for row in tab.locator("table.claims tbody tr").all()]
+    page = visit("chapters/claims.html", WIDTHS["desktop"])
+    rows = page.locator("article table").first.locator("tbody tr")
+    there = [row.locator("td").all_inner_texts() for row in rows.all()]
+    assert [(row[0].split()[0], row[4]) for row in front] == [(row[0].strip(), row[5].strip()) for row in there]
+    assert len(front) == 19
+
+
+@pytest.mark.browser
+@built
+@pytest.mark.parametrize("page", ["index.html", "chapters/runs.html", "chapters/figure1.html"])
+def test_text_can_be_read_on_dark_pages(visit, page):  # noqa: F811
+    tab = visit(page, WIDTHS["desktop"])
+    tab.evaluate("document.documentElement.dataset.theme = 'dark'")
+    tab.wait_for_timeout(300)
+    # the luminance of a text's colour against that of the first ground beneath it which is not transparent
+    contrasts = tab.evaluate("""() => {
+        const parse = colour => (colour.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
+        const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+            .map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+            .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+        const ground = element => {
+            for (let e = element; e; e = e.parentElement) {
+                const c = parse(getComputedStyle(e).backgroundColor);
+                if (c.length === 3 || c[3] > .5) return c;
+            }
+            return [255, 255, 255];
+        };
+        return [...document.querySelectorAll('article p, article td, article th, article li, .dt-search, .dt-info')]
+            .filter(e => e.offsetParent && e.innerText.trim()).map(e => {
+                const [a, b] = [light(parse(getComputedStyle(e).color)), light(ground(e))];
+                return [(Math.max(a, b) + .05) / (Math.min(a, b) + .05), e.innerText.slice(0, 40)];
+            }).filter(([contrast]) => contrast < 4.5);
+    }""")
+    assert contrasts == []
+
+
+# ---------------------------------------------------------------- the cost
+
+def test_runs_are_counted_once_and_shared_ones_named(tmp_path):
+    for profile in experiments.PROFILES:
+        found = cost.table(Store(tmp_path / "none"), profile).set_index("figure")
+        assert list(found.index) == [*experiments.EXPERIMENTS, cost.ALL, cost.PUBLISHED]
+        total = found.loc[cost.ALL]
+        parts = found.drop(index=[cost.ALL, cost.PUBLISHED])
+        for column in ("runs", "epochs", "operations", "floor"):
+            assert total[column] <= parts[column].sum()
+        assert total["runs"] == (parts["runs"] - parts["shared"]).sum()
+        assert found.loc["figureA2", "shared"] == found.loc["figureA2", "runs"], "Figure A2 has Figure 1's runs"
+    paper = cost.table(Store(tmp_path / "none"), "paper").set_index("figure")
+    assert paper.loc["figure1-vgg11", "runs"] == 50 and paper.loc["figure1-vgg11", "epochs"] == 50 * 325
+    # Figures 1 (two networks), 2, 3 with three seeds, 4, 5 and A1 with one, baselines once
+    assert paper.loc[cost.PUBLISHED, "runs"] == 50 + 40 + 220 + 3 * 6 + 21 * 10 + 9 * 10 + 1
+    assert paper.loc[cost.PUBLISHED, "gpu"] < 12, "at the targets' speed"
+
+
+def test_operations_and_floor_of_a_run_at_the_paper_s_scale():
+    # 15.9 PFLOP and 20 s, 57.9 PFLOP and 73 s for runs without events; events add a test pass each
+    size = experiments.profile("paper")
+    for figure, operations, seconds in (("figure1-vgg11", 15.9e15, 20), ("figure1-resnet18", 57.9e15, 73)):
+        plain, pruned = experiments.EXPERIMENTS[figure].runs(size, DataSpec("cifar10", "0" * 64), [0])[:2]
+        of = cost.work(plain.spec)
+        assert of.operations == bench.operations_per_run(plain.spec) == pytest.approx(operations, rel=0.01)
+        at_peak = of.operations / cost.PEAK_OPERATIONS
+        assert at_peak == pytest.approx(seconds, rel=0.02)
+        assert 1 <= of.floor / at_peak < 1.2, "memory traffic can only add to it"
+        assert cost.work(pruned.spec).operations > of.operations
+    conv4 = cost.work(experiments.figure2(size, DataSpec("cifar10", "0" * 64), [0])[0].spec)
+    assert conv4.floor > 1.5 * conv4.operations / cost.PEAK_OPERATIONS, "memory sets Conv4's floor"
+
+
+def benchmark(path, device, seconds):
+    """Store a benchmark in which a run of VGG11 takes so long, beside a row that did not fit into memory."""
+    row = {"model": "vgg11", "device": device, "steps_per_s": 1.0, "train_s_per_run": 0.8 * seconds,
+           "test_s_per_run": 0.15 * seconds, "events_s_per_run": 0.05 * seconds,
+           "operations_per_run": bench.operations_per_run(bench.model_spec("vgg11"))}
+    path.mkdir(parents=True, exist_ok=True)
+    rows = [row, {"model": "vgg11", "device": device, "steps_per_s": None}]
+    (path / f"bench-{device}.json").write_text(json.dumps({"machine": {}, "rows": rows, "techniques": [], "costs": []}))
+
+
+def test_hours_say_what_they_rest_on(tmp_path):
+    def row(store, profile, figure="figure1-vgg11"):
+        return cost.table(store, profile).set_index("figure").loc[figure]
+
+    none = Store(tmp_path / "none")
+    found = row(none, "paper")
+    assert found["gpu_basis"] == "target" and pd.isna(found["cpu"]) and found["cpu_basis"] == ""
+    # a test pass at each event comes on top of what the target was stated for
+    assert found["gpu"] == pytest.approx(50 * cost.TARGETS["vgg11"] / 3600, rel=0.03)
+    assert row(none, "paper", "figure2")["gpu_basis"] == "floor"
+    assert pd.isna(row(none, "mini")["gpu"]), "nobody trains narrow networks on a GPU"
+
+    measured = Store(tmp_path / "measured")
+    benchmark(measured.path, "cuda", seconds=100)
+    benchmark(measured.path, "cpu", seconds=50_000)
+    found = row(measured, "paper")
+    assert found["gpu_basis"] == "benchmark" and found["gpu"] == pytest.approx(50 * 100 / 3600, rel=0.03)
+    assert found["cpu_basis"] == "benchmark" and found["cpu"] == pytest.approx(50 * 50_000 / 3600, rel=0.03)
+    assert row(measured, "smoke")["cpu_basis"] == "at least", "narrow networks take longer than their operations say"
+    assert pd.isna(row(measured, "paper", "figure3")["cpu"]), "no ResNet18 was measured"
+
+
+def test_stored_runs_tell_their_own_time(tmp_path):
+    store = Store(tmp_path / "results")
+    benchmark(store.path, "cpu", seconds=50_000)
+    run = experiments.figure1_vgg11(SMOKE, DATA, [0])[0]
+    store.write(run.spec, ABOUT | {"seconds": 36.0}, epochs(run.spec))
+    found = cost.table(store, "smoke").set_index("figure").loc["figure1-vgg11"]
+    assert found["cpu_basis"] == "measured" and found["cpu"] == pytest.approx(found["runs"] * 36 / 2 / 3600)
+    (name, ratio), = cost.stored_over_benchmark(store).items()
+    assert name == "vgg11, width 0.125" and ratio > 1
+    other = experiments.figure2(SMOKE, DATA, [0])[0].spec  # of another shape, and shapes have no order
+    store.write(other, ABOUT | {"seconds": 7.0}, epochs(other))
+    assert cost.table(store, "smoke").set_index("figure").loc["figure2", "cpu_basis"] == "measured"
+
+
+def test_a_damaged_benchmark_is_named(tmp_path):
+    (tmp_path / "bench.json").write_text("{}")
+    with pytest.raises(InputError, match=r"bench\.json is no benchmark .* python -m gstlib bench --output"):
+        cost.table(Store(tmp_path), "smoke")
+
+
+def test_the_page_states_the_targets_and_peaks_that_are_computed_with():
+    text = " ".join("".join(json.loads((ROOT / "chapters/cost.ipynb").read_text())["cells"][0]["source"]).split())
+    assert "{vgg11:.0f} seconds a run of VGG11".format(**cost.TARGETS) in text
+    assert "{resnet18:.0f} a run of ResNet18".format(**cost.TARGETS) in text and "**not measured**" in text
+    assert f"{cost.PEAK_OPERATIONS / 1e12:.0f} TFLOP/s" in text and f"{cost.PEAK_BYTES / 1e12:.0f} TB/s" in text
+    assert set(re.findall(r'cost\.table\(store, "(\w+)"\)', "\n".join(code("cost")))) == set(experiments.PROFILES)
+
+
+@pytest.mark.parametrize("hours, text", [(1000.0, "1,000\u00a0h"), (2.54, "2.5\u00a0h"), (0.5, "30\u00a0min"),
+                                         (0.001, "3.6\u00a0s"), (1e-6, "3.6\u00a0ms"), (float("nan"), "–")])
+def test_durations_are_readable(hours, text):
+    assert cost.duration(hours) == text
+
+
+# ---------------------------------------------------------------- deviations
+
+def test_the_time_between_events_is_as_stated():
+    lines = map(str.strip, (BOOK / "deviations.md").read_text().splitlines())
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    names, stated = lines[0][1:], {row[0]: row[1:] for row in lines[2:]}
+    for column, name in enumerate(names):
+        size = experiments.PROFILES[name]
+        data = experiments.data_spec(size, size.data, "0" * 64)
+        (spec,) = [run.spec for run in experiments.figure1_vgg11(size, data, [0]) if run.label == "L r=40"]
+        steps = -(-(size.train_size or bench.TRAIN) // size.batch_size)
+        assert int(stated["Epochs"][column]) == spec.pruning.retrain
+        assert int(stated["Batches"][column]) == spec.pruning.retrain * steps
+
+
+# ---------------------------------------------------------------- prune your own network
+
+@pytest.mark.slow
+def test_the_page_on_pruning_prints_the_same_every_time(tmp_path):
+    place = tmp_path / "prune.ipynb"
+    subprocess.run([sys.executable, "-m", "papermill", "--no-progress-bar", "-k", "python3",
+                    str(ROOT / "chapters/prune.ipynb"), str(place)], cwd=ROOT, check=True, capture_output=True)
+    cells = json.loads(place.read_text())["cells"]
+    outputs = [out for cell in cells for out in cell.get("outputs", [])]
+    printed = "\n".join("".join(out["text"]) for out in outputs if "text" in out)
+    listed = [_Rows("".join(out["data"]["text/html"])).rows for out in outputs if "text/html" in out.get("data", {})]
+    # a table's first two rows are its headings
+    events = pd.DataFrame([row[1:] for rows in listed for row in rows[2:]],
+                          columns=["layer", "units", "removed", "total", "t_pre", "t_post"])
+    events[["units", "removed", "total"]] = events[["units", "removed", "total"]].astype(int)
+    assert {"features.11.block.3.0", "features.12.0", "classifier.0"} == set(events["layer"])
+    for (_, units), rows in events.groupby(["layer", "units"]):
+        assert list(rows["removed"].cumsum()) == list(rows["total"]) and rows["total"].max() <= units
+    removed = events.groupby("units")["removed"].sum()
+    assert removed[576] == int(0.9 * 576) and removed[589824] == int(0.9 * 589824)
+    assert "mean instability: 0." in printed and "parameters removed:" in printed
+    checked = subprocess.run([sys.executable, "-m", "pytest", "--nbval", "-p", "no:cacheprovider", "-q", str(place)],
+                             cwd=tmp_path, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_the_engine_page_shows_what_was_measured_and_escapes_it(tmp_path):
+    row = {"model": "vgg11", "replicas": 2, "steps_per_s": 2.5, "plain_steps_per_s": 1.0, "ratio_to_plain_loop": 2.5,
+           "seconds_per_epoch": 156.4, "compute_floor_ms": 300.0, "memory_floor_ms": 20.0, "gap": 1.33,
+           "peak_memory_bytes": 2**31}
+    machine = {"device": "<b>chip</b>", "cores": 2, "versions": {"torch": "2.12.1"}, "finished": "2026-01-02T03:04:05",
+               "commit": "abc", "quick": True, "peak_operations_per_s": 3e11, "peak_bytes_per_s": 7e9}
+    result = {"machine": machine, "rows": [row], "costs": [{"model": "vgg11", "cost": "<i>step</i>", "ms": 1, "training_steps": 1}],
+              "techniques": []}
+    (tmp_path / "bench.json").write_text(json.dumps(result))
+    found, = tables.benchmarks(Store(tmp_path))
+    text = tables.bench_machine(found)
+    assert "&lt;b&gt;chip" in text and "2026-01-02" in text and "a few steps" in text and "0.3 TFLOP/s" in text
+    shown = dict(tables.bench_html(found))
+    assert list(shown) == ["Speed", "What events, tests and scores cost"]  # no technique was measured
+    assert "<td>2.5</td>" in shown["Speed"] and "<td>156</td>" in shown["Speed"] and "<td>2</td>" in shown["Speed"]
+    assert "&lt;i&gt;step" in shown["What events, tests and scores cost"]

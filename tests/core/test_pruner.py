@@ -1,0 +1,400 @@
+import copy
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.nn.utils import parametrize
+
+import gstlib
+from gstlib import models
+from gstlib.errors import InputError
+from gstlib.models import BasicBlock
+from gstlib.pruner import Pruner
+from gstlib.pruning import Schedule
+
+ONCE = Schedule((0, 0), (0, 0), (0.5, 0.5), 1)
+
+
+def small_net() -> nn.Sequential:
+    return nn.Sequential(OrderedDict(
+        conv1=nn.Conv2d(3, 8, 3, padding=1), bn1=nn.BatchNorm2d(8), relu1=nn.ReLU(),
+        conv2=nn.Conv2d(8, 10, 3, padding=1), bn2=nn.BatchNorm2d(10), relu2=nn.ReLU(),
+        pool=nn.AdaptiveAvgPool2d(2), flatten=nn.Flatten(),
+        fc1=nn.Linear(40, 12), relu3=nn.ReLU(), fc2=nn.Linear(12, 3),
+    ))
+
+
+def train(model: nn.Module, optimiser, batches: int, pruner: Pruner | None = None, side=8, seed=0) -> None:
+    model.train()
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(batches):
+        x = torch.randn(6, 3, side, side, generator=generator)
+        y = torch.randint(0, 3, (6,), generator=generator)
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimiser.step()
+        if pruner:
+            pruner.batch()
+
+
+def zero_channels(model: nn.Module, module: str, side: int = 8) -> list[int]:
+    kept = []
+    hook = model.get_submodule(module).register_forward_hook(lambda _m, _x, y: kept.append(y.detach().clone()))
+    with torch.no_grad():
+        model(torch.randn(6, 3, side, side))
+    hook.remove()
+    y = kept[0]
+    return y.abs().amax([d for d in range(y.dim()) if d != 1]).eq(0).nonzero().flatten().tolist()
+
+
+def gone(layer) -> list[int]:
+    return (~layer.present).nonzero().flatten().tolist()
+
+
+def test_the_package_offers_its_two_names():
+    assert gstlib.Pruner is Pruner and gstlib.Schedule is Schedule
+    with pytest.raises(AttributeError, match="Prunner"):
+        gstlib.Prunner  # noqa: B018
+
+
+@pytest.mark.parametrize("target", ["S", "R", "L", "D4", "D10"])
+@pytest.mark.parametrize(("structure", "score"), [
+    ("filter", "ebn"), ("filter", "l1"), ("filter", "l2"), ("weight", "magnitude"),
+])
+def test_counts_are_exact_at_every_event(structure, score, target):
+    model = small_net()
+    schedule = Schedule((0, 1), (7, 9), (0.75, 0.37), 3)
+    pruner = Pruner(model, schedule, ["conv1", "conv2"], score=score, target=target, structure=structure)
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
+    sizes = [8, 10] if structure == "filter" else [216, 720]
+    rows = []
+    for n in range(11):
+        train(model, optimiser, 1, pruner, seed=n)
+        rows += pruner.epoch(n, lambda: 0.5)
+        expected = schedule.removed(sizes, n)
+        assert [int((~layer.present).sum()) for layer in pruner.layers] == expected
+        for layer in pruner.layers:
+            weight = layer.module.weight.detach()
+            lost = weight.abs().flatten(1).amax(1) == 0 if structure == "filter" else weight == 0
+            assert torch.equal(lost, ~layer.present)
+    assert [(row["epoch"], row["layer"]) for row in rows] == [
+        (0, "conv1"), (1, "conv2"), (3, "conv1"), (4, "conv2"), (6, "conv1"), (7, "conv2")]
+    for layer, size, total in (("conv1", sizes[0], (6, 162)), ("conv2", sizes[1], (3, 266))):
+        mine = [row for row in rows if row["layer"] == layer]
+        assert np.cumsum([row["removed"] for row in mine]).tolist() == [row["removed_total"] for row in mine]
+        assert mine[-1]["removed_total"] == total[structure == "weight"] and {row["units"] for row in mine} == {size}
+
+
+def test_event_rows_tell_scores_deciles_and_accuracies():
+    model = small_net()
+    with torch.no_grad():
+        model.conv2.weight.copy_(torch.arange(1.0, 11.0)[torch.randperm(10)].view(10, 1, 1, 1).expand(10, 8, 3, 3) / 72)
+    pruner = Pruner(model, Schedule(2, 4, 0.4, 2), ["conv2"], score="l1", target="L")
+    answers = iter([0.7, 0.4, 0.6, 0.5])
+    assert pruner.epoch(0, lambda: next(answers)) == pruner.epoch(1, lambda: next(answers)) == []
+    (first,), (second,) = pruner.epoch(2, lambda: next(answers)), pruner.epoch(4, lambda: next(answers))
+    assert (first["t_pre"], first["t_post"], second["t_pre"], second["t_post"]) == (0.7, 0.4, 0.6, 0.5)
+    assert first["mean_score"] == pytest.approx(9.5) and second["mean_score"] == pytest.approx(7.5)
+    assert [first[f"decile_{k}"] for k in range(10)] == pytest.approx(list(range(1, 11)))
+    # eight are left: deciles 0 and 5 hold none of them
+    present = {k: value for k, value in ((k, second[f"decile_{k}"]) for k in range(10)) if value == value}
+    assert present == pytest.approx({1: 1, 2: 2, 3: 3, 4: 4, 6: 5, 7: 6, 8: 7, 9: 8})
+
+
+def test_nothing_is_evaluated_between_events():
+    def never():
+        raise AssertionError("evaluated")
+
+    pruner = Pruner(small_net(), Schedule(5, 5, 0.5, 1), ["conv2"])
+    assert all(pruner.epoch(n, never) == [] for n in (0, 1, 4, 6))
+
+
+def test_an_event_that_takes_nothing_reports_so():
+    pruner = Pruner(small_net(), Schedule(0, 1, 0.1, 1), ["conv1"])
+    (row,) = pruner.epoch(0, iter([0.25]).__next__)
+    assert row["removed"] == row["removed_total"] == 0 and np.isnan(row["mean_score"])
+    assert row["t_pre"] == row["t_post"] == 0.25 and pruner.layers[0].present.all()
+
+
+@pytest.mark.parametrize(("score", "target"), [("ebn", "S"), ("ebn", "L"), ("l2", "S"), ("l1", "L")])
+def test_the_units_targeted_are_those_of_the_score(score, target):
+    model = small_net()
+    with torch.no_grad():
+        model.bn2.weight.normal_()
+        model.bn2.bias.normal_()
+    values = {
+        "ebn": gstlib.pruner.masking.scores.ebn(model.bn2.weight, model.bn2.bias),
+        "l1": model.conv2.weight.detach().abs().sum((1, 2, 3)),
+        "l2": model.conv2.weight.detach().square().sum((1, 2, 3)),
+    }[score]
+    order = values.argsort(descending=target == "L")
+    pruner = Pruner(model, Schedule(0, 0, 0.3, 1), ["conv2"], score=score, target=target)
+    pruner.epoch(0, lambda: 0.0)
+    assert gone(pruner.layers[0]) == sorted(order[:3].tolist())
+
+
+def test_scores_of_each_event_are_of_the_units_still_present():
+    model = small_net()
+    pruner = Pruner(model, Schedule(0, 2, 0.9, 1), ["conv2"], score="l2", target="S")
+    seen = []
+    for n in range(3):
+        seen += pruner.epoch(n, lambda: 0.0)
+    assert seen[0]["mean_score"] < seen[1]["mean_score"] < seen[2]["mean_score"]
+    assert seen[0]["decile_9"] == seen[2]["decile_9"] > 0 and len(gone(pruner.layers[0])) == 9
+
+
+def test_random_targets_follow_the_seed():
+    def removed(seed):
+        torch.manual_seed(0)
+        pruner = Pruner(small_net(), Schedule(0, 0, 0.5, 1), ["conv2"], target="R", seed=seed)
+        torch.manual_seed(seed + 77)
+        pruner.epoch(0, lambda: 0.0)
+        return gone(pruner.layers[0])
+
+    assert removed(3) == removed(3) and len({tuple(removed(seed)) for seed in range(6)}) > 1
+
+
+@pytest.mark.parametrize("optimiser", [
+    lambda p: torch.optim.Adam(p, lr=0.01), lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.01),
+])
+def test_the_optimiser_may_be_made_before_or_after(optimiser):
+    ends = []
+    for before in (True, False):
+        torch.manual_seed(3)
+        model = small_net()
+        made = optimiser(model.parameters()) if before else None
+        own = {id(p) for p in model.parameters()}
+        pruner = Pruner(model, ONCE, ["conv1", "conv2"])
+        assert {id(p) for p in model.parameters()} == own
+        made = made or optimiser(model.parameters())
+        train(model, made, 3, pruner)
+        pruner.epoch(0, lambda: 0.0)
+        train(model, made, 4, pruner, seed=1)
+        ends.append(model.eval()(torch.ones(2, 3, 8, 8)))
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_pruner_without_events_changes_no_training(training):
+    ends = []
+    for pruned in (True, False):
+        torch.manual_seed(3)
+        model = small_net()
+        pruner = Pruner(model, Schedule((9, 9), (9, 9), (0.5, 0.5), 1)) if pruned else None
+        train(model, torch.optim.Adam(model.parameters(), lr=0.01), 4, pruner)
+        ends.append(model.train(training)(torch.ones(2, 3, 8, 8)))
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("effect", ["remove", "gaussian", "zero"])
+def test_evaluating_changes_no_weight(effect):
+    model = small_net()
+    pruner = Pruner(model, ONCE, ["conv1", "conv2"], effect=effect, batches=0 if effect == "remove" else 3)
+    states = []
+
+    def evaluate():
+        model.eval()
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        for _ in range(3):
+            model(torch.randn(4, 3, 8, 8))
+        assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+        states.append(before)
+        return 0.5
+
+    pruner.epoch(0, evaluate)
+    assert len(states) == 2 and any(not torch.equal(states[0][name], states[1][name]) for name in states[0])
+    after = {name: value.clone() for name, value in model.state_dict().items()}
+    assert all(torch.equal(after[name], states[1][name]) for name in after)
+
+
+class Sums(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x) + x
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"layers": ["conv1", "conv9"]}, "conv9.*conv1, conv2"),
+    ({"layers": ["conv1", "bn1"]}, "bn1"),
+    ({"layers": ["conv1", "fc1"]}, "fc1.*E\\[BN\\]"),
+    ({"layers": ["conv2"]}, "2 layers, but 1"),
+    ({"layers": ["conv2", "conv2"]}, "twice"),
+    ({"schedule": Schedule((0,) * 4, (1,) * 4, (0.5,) * 4, 1)}, "4 layers, but only 2"),
+    ({"target": "M"}, "target"),
+    ({"score": "l3"}, "score"),
+    ({"score": "magnitude"}, "score"),
+    ({"structure": "channel"}, "structure"),
+    ({"structure": "weight", "score": "l2"}, "score"),
+    ({"effect": "freeze"}, "effect"),
+    ({"effect": "zero", "structure": "weight"}, "whole filters"),
+    ({"effect": "remove", "batches": 3}, "batches"),
+    ({"effect": "zero", "batches": -1}, "batches"),
+])
+def test_a_refused_network_is_left_as_it_was(change, message):
+    model = small_net()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    types = [type(m) for m in model.modules()]
+    with pytest.raises(InputError, match=message):
+        Pruner(model, **{"schedule": ONCE, **change})
+    assert model.state_dict().keys() == before.keys() and [type(m) for m in model.modules()] == types
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert not any(m._forward_hooks or parametrize.is_parametrized(m) for m in model.modules())
+
+
+def test_networks_that_cannot_be_pruned_are_refused():
+    with pytest.raises(InputError, match="outermost"):
+        Pruner(Sums(), Schedule(0, 0, 0.5, 1), score="l2")
+    with pytest.raises(InputError, match="no batch normalisation"):
+        Pruner(models.build("conv4", width=1 / 16), ONCE)
+
+
+@pytest.mark.parametrize(("name", "layers"), [
+    ("vgg11", ["conv5", "conv6", "conv7", "conv8"]),
+    ("vgg19", ["conv13", "conv14", "conv15", "conv16"]),
+    ("resnet18", ["stage4.0.conv1", "stage4.0.conv2", "stage4.1.conv1", "stage4.1.conv2"]),
+])
+def test_the_last_four_convolutions_are_taken_unless_named(name, layers):
+    pruner = Pruner(models.build(name, width=1 / 16), Schedule((0,) * 4, (0,) * 4, (0.5,) * 4, 1))
+    assert [layer.name for layer in pruner.layers] == layers
+
+
+def test_without_norms_or_convolutions_other_layers_are_taken():
+    pruner = Pruner(models.build("conv4", width=1 / 16), ONCE, score="l2")
+    assert [layer.name for layer in pruner.layers] == ["conv3", "conv4"]
+    dense = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 2))
+    assert [layer.name for layer in Pruner(dense, ONCE, score="l1").layers] == ["0", "2"]
+
+
+def test_single_weights_are_scored_by_magnitude():
+    pruner = Pruner(small_net(), ONCE, ["conv1", "fc1"], structure="weight")
+    assert [layer.score for layer in pruner.layers] == ["magnitude"] * 2
+
+
+def torchvision_net(name: str) -> nn.Module:
+    return getattr(torchvision.models, name)(weights=None, num_classes=3)
+
+
+@pytest.mark.parametrize(("structure", "score"), [("filter", "ebn"), ("filter", "l2"), ("weight", "magnitude")])
+@pytest.mark.parametrize(("name", "blocks"), [
+    ("resnet18", {"layer4.0.conv2": "layer4.0", "layer4.1.conv2": "layer4.1"}),
+    ("mobilenet_v3_small", {"features.11.block.3.0": "features.11"}),
+])
+def test_torchvision_s_networks_can_be_pruned(name, blocks, structure, score):
+    model = torchvision_net(name)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-3)
+    schedule = Schedule((0,) * 5, (1,) * 5, (0.25, 0.5, 0.5, 0.5, 0.25), 1)
+    # two million weights a layer sort slowly; the first stage's are as good
+    layers = list(gstlib.pruner.masking.trace(model))[1:6] if (name, structure) == ("resnet18", "weight") else None
+    pruner = Pruner(model, schedule, layers, score=score, structure=structure, target="S")
+    assert layers or set(blocks) < {layer.name for layer in pruner.layers}
+    for n in range(2):
+        train(model, optimiser, 1, pruner, side=32, seed=n)
+        pruner.epoch(n, lambda: 0.0)
+        assert [int((~layer.present).sum()) for layer in pruner.layers] == schedule.removed(
+            [layer.size for layer in pruner.layers], n)
+    train(model, optimiser, 1, pruner, side=32, seed=9)
+    for layer in pruner.layers:
+        weight = layer.module.weight.detach()
+        lost = weight == 0 if structure == "weight" else weight.abs().flatten(1).amax(1) == 0
+        assert torch.equal(lost, ~layer.present)
+    if structure == "filter":
+        norms = {id(m): path for path, m in model.named_modules()}
+        for layer in pruner.layers:
+            for training in (True, False):
+                model.train(training)
+                zero = zero_channels(model, norms[id(layer.batch_norm)], side=32)
+                assert set(gone(layer)) <= set(zero) and len(zero) < layer.units
+                if layer.name in blocks:
+                    assert set(gone(layer)) <= set(zero_channels(model, blocks[layer.name], side=32))
+
+
+def test_residual_sums_are_zero_where_a_projection_and_an_identity_feed_them():
+    model = nn.Sequential(OrderedDict(
+        stem=nn.Conv2d(3, 6, 3, padding=1), one=BasicBlock(6, 8, 2), two=BasicBlock(8, 8, 1),
+        pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(8, 3)))
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
+    train(model, optimiser, 3)
+    pruner = Pruner(model, ONCE, ["one.conv2", "two.conv2"], target="L")
+    pruner.epoch(0, lambda: 0.0)
+    train(model, optimiser, 5, pruner)
+    for layer, block in zip(pruner.layers, ("one", "two")):
+        assert len(gone(layer)) == 4 and zero_channels(model.eval(), block) == gone(layer)
+
+
+@pytest.mark.parametrize("structure", ["filter", "weight"])
+def test_state_dict_round_trip(structure):
+    model = small_net()
+    pruner = Pruner(model, ONCE, ["conv1", "conv2"], structure=structure)
+    train(model, torch.optim.Adam(model.parameters(), lr=0.01), 3, pruner)
+    pruner.epoch(0, lambda: 0.0)
+    again = small_net()
+    Pruner(again, ONCE, ["conv1", "conv2"], structure=structure)
+    again.load_state_dict(model.state_dict())
+    x = torch.randn(4, 3, 8, 8)
+    assert torch.equal(again.eval()(x), model.eval()(x))
+    assert torch.equal(again.conv2.weight == 0, model.conv2.weight == 0) and (again.conv2.weight == 0).any()
+
+
+def test_a_pruned_network_can_be_copied():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), BasicBlock(4, 4, 1), nn.Flatten(), nn.Linear(64, 3))
+    pruner = Pruner(model, Schedule(0, 0, 0.5, 1), ["1.conv2"])
+    pruner.epoch(0, lambda: 0.0)
+    twin, x = copy.deepcopy(model).eval(), torch.randn(4, 3, 4, 4)
+    expected = model.eval()(x)
+    assert torch.equal(twin(x), expected)
+    with torch.no_grad():
+        model[1].unit_mask.zero_()
+    assert torch.equal(twin(x), expected) and not torch.equal(model(x), expected)
+
+
+def test_a_second_pruner_keeps_what_the_first_removed():
+    model = small_net()
+    first = Pruner(model, Schedule(0, 0, 0.5, 1), ["conv2"])
+    first.epoch(0, lambda: 0.0)
+    second = Pruner(model, Schedule(0, 0, 0.5, 1), ["conv1"], score="l2")
+    second.epoch(0, lambda: 0.0)
+    assert zero_channels(model, "bn2") == gone(first.layers[0])
+    assert zero_channels(model, "bn1") == gone(second.layers[0])
+
+
+def test_noise_in_force_and_silence():
+    model = small_net()
+    pruner = Pruner(model, Schedule(0, 0, 0.5, 1), ["conv2"], effect="gaussian", batches=2)
+    x = torch.randn(2, 3, 8, 8)
+    clean = model.eval()(x)
+    assert not pruner.noise_in_force
+    pruner.epoch(0, lambda: 0.0)
+    noised = model(x)
+    assert pruner.noise_in_force and not torch.equal(noised, clean)
+    with pruner.silenced():
+        assert torch.equal(model(x), clean)
+    assert torch.equal(model(x), noised)
+    pruner.batch()
+    assert pruner.noise_in_force
+    pruner.batch()
+    assert not pruner.noise_in_force and torch.equal(model(x), clean)
+
+
+def test_accuracies_around_an_event_are_of_the_network_before_and_after():
+    model, x = small_net(), torch.randn(2, 3, 8, 8)
+    pruner = Pruner(model, Schedule(0, 0, 0.5, 1), ["conv2"])
+
+    def evaluate():
+        return model.eval()(x)[0, 0].item()
+
+    before = evaluate()
+    (row,) = pruner.epoch(0, evaluate)
+    assert row["t_pre"] == before and row["t_post"] == evaluate() != before
+
+
+def test_parameters_removed_adds_the_layers_up():
+    pruner = Pruner(small_net(), ONCE, ["conv1", "conv2"])
+    assert pruner.parameters_removed() == 0
+    pruner.epoch(0, lambda: 0.0)
+    assert pruner.parameters_removed() == 4 * (27 + 3) + 5 * (72 + 3)

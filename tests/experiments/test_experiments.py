@@ -1,0 +1,206 @@
+import pytest
+
+from gstlib import experiments
+from gstlib.errors import InputError
+from gstlib.experiments import CAMPAIGN, EXPERIMENTS, PROFILES, parse_seeds, scaled_batches, scaled_schedule
+from gstlib.spec import DataSpec, RunSpec
+from gstlib.training import train
+
+CONFIGURATIONS = {
+    "figure1-vgg11": 5, "figure1-resnet18": 4, "figure1-resnet18-v4": 7, "figure2": 22, "figure3": 7, "figure4": 26,
+    "figure5": 10, "figureA1": 1, "figureA2": 5, "precision": 4,
+}
+
+
+def runs(figure: str, profile: str, seeds=(0,)) -> dict[str, RunSpec]:
+    chosen = experiments.profile(profile)
+    data = experiments.data_spec(chosen, chosen.data, "f" * 64)
+    return {run.label: run.spec for run in experiments.experiment(figure).runs(chosen, data, seeds)}
+
+
+def events(spec: RunSpec) -> list[range]:
+    return [spec.pruning.schedule.event_epochs(layer) for layer in range(len(spec.pruning.layers))]
+
+
+def test_every_figure_of_the_paper_is_there():
+    assert set(EXPERIMENTS) == set(CONFIGURATIONS) and all(name == e.name for name, e in EXPERIMENTS.items())
+    assert set(PROFILES) == {"smoke", "mini", "quarter", "paper"}
+    assert all(name == p.name for name, p in PROFILES.items())
+
+
+@pytest.mark.parametrize("figure", EXPERIMENTS)
+@pytest.mark.parametrize("profile", PROFILES)
+def test_each_configuration_comes_once_a_seed(figure, profile):
+    chosen = experiments.profile(profile)
+    data = experiments.data_spec(chosen, chosen.data, "f" * 64)
+    listed = EXPERIMENTS[figure].runs(chosen, data, [4, 1])
+    number = CONFIGURATIONS[figure]
+    assert [run.spec.seed for run in listed] == [4] * number + [1] * number
+    assert [run.label for run in listed[:number]] == [run.label for run in listed[number:]]
+    assert len({run.label for run in listed}) == number
+
+
+@pytest.mark.parametrize("figure", EXPERIMENTS)
+def test_labels_of_one_figure_are_different_runs_in_the_paper(figure):
+    ids = [spec.id for spec in runs(figure, "paper").values()]
+    assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_shared_baselines_are_one_run(profile):
+    assert len({runs(f, profile)["none"].id for f in ("figure1-vgg11", "figure4", "figure5")}) == 1
+    assert len({runs(f, profile)["none"].id for f in ("figure1-resnet18", "figure1-resnet18-v4", "figure3")}) == 1
+    first, fourth = runs("figure1-vgg11", profile), runs("figure4", profile)
+    assert all(first[label].id == fourth[label].id for label in ("S r=4", "S r=40", "L r=40", "S r=4 l2"))
+    assert runs("figureA2", profile) == first
+
+
+@pytest.mark.parametrize("figure", EXPERIMENTS)
+def test_training_is_that_of_section_3(figure):
+    for label, spec in runs(figure, "paper").items():
+        o = spec.optimiser
+        assert (o.name, o.lr, o.batch_size, o.weight_decay, o.decay) == ("adam", 0.001, 128, 0, 0.1)
+        assert spec.model.width == 1 and spec.data.train_size is None and spec.data.test_size is None
+        if figure == "figure2":
+            assert (o.epochs, o.milestones, spec.data.augment, spec.model.name) == (55, (30, 60), True, "conv4")
+        else:
+            assert (o.epochs, o.milestones, spec.data.augment) == (325, (150, 300), False)
+            assert (spec.pruning is None) == label.startswith("none")
+
+
+@pytest.mark.parametrize(("figure", "label", "start", "end", "fraction", "retrain", "target", "score"), [
+    ("figure1-vgg11", "S r=4", (3, 4, 5, 6), (150, 150, 150, 275), (0.3, 0.3, 0.3, 0.9), 4, "S", "ebn"),
+    ("figure1-vgg11", "L r=40", (3, 4, 5, 6), (150, 150, 150, 275), (0.3, 0.3, 0.3, 0.9), 40, "L", "ebn"),
+    ("figure1-vgg11", "S r=4 l2", (3, 4, 5, 6), (150, 150, 150, 275), (0.3, 0.3, 0.3, 0.9), 4, "S", "l2"),
+    ("figure1-resnet18", "S r=40", (3, 4, 5, 6), (150, 150, 170, 275), (0.25, 0.4, 0.25, 0.95), 40, "S", "ebn"),
+    ("figure1-resnet18-v4", "L r=40 later", (7, 8, 9, 10), (150, 150, 170, 275), (0.25, 0.4, 0.25, 0.95), 40,
+     "L", "ebn"),
+    ("figure1-resnet18-v4", "S r=4 more", (3, 4, 5, 6), (150, 150, 170, 275), (0.25, 0.8, 0.25, 0.95), 4, "S", "ebn"),
+    ("figure2", "D7 filter", (4,), (52,), (0.1,), 3, "D7", "l2"),
+    ("figure2", "D10 weight", (4,), (52,), (0.1,), 3, "D10", "magnitude"),
+    ("figure3", "L r=40 weight", (3, 4, 5, 6), (150, 150, 150, 275), (0.1, 0.1, 0.1, 0.9), 40, "L", "magnitude"),
+    ("figure3", "L r=4 filter", (3, 4, 5, 6), (150, 150, 150, 275), (0.1, 0.1, 0.1, 0.9), 4, "L", "ebn"),
+    ("figure3", "L one-shot filter", (246,) * 4, (246,) * 4, (0.1, 0.1, 0.1, 0.9), 1, "L", "ebn"),
+    ("figure4", "R r=100", (3, 4, 5, 6), (150, 150, 150, 275), (0.3, 0.3, 0.3, 0.9), 100, "R", "ebn"),
+    ("figure4", "L r=20 l2", (3, 4, 5, 6), (150, 150, 150, 275), (0.3, 0.3, 0.3, 0.9), 20, "L", "l2"),
+])
+def test_schedules_as_printed(figure, label, start, end, fraction, retrain, target, score):
+    p = runs(figure, "paper")[label].pruning
+    assert (p.start, p.end, p.fraction, p.retrain, p.target, p.score) == (start, end, fraction, retrain, target, score)
+    assert (p.effect, p.batches) == ("remove", 0)
+    assert p.structure == ("weight" if score == "magnitude" else "filter")
+
+
+def test_figure4_crosses_targets_scores_and_rates():
+    found = {(p.target, p.score, p.retrain) for s in runs("figure4", "paper").values() if (p := s.pruning)}
+    # random selection looks at no score: one run stands for both
+    methods = {(t, s) for t in "SL" for s in ("ebn", "l2")} | {("R", "ebn")}
+    assert found == {(*method, r) for method in methods for r in (4, 20, 40, 60, 100)}
+
+
+def test_figure5_disturbs_as_long_as_printed():
+    disturbed = [s.pruning for s in runs("figure5", "paper").values() if s.pruning]
+    temporary = {(effect, k) for effect in ("zero", "gaussian") for k in (0, 50, 1500, 1105)}
+    assert {(p.effect, p.batches) for p in disturbed} == {("remove-weights", 0)} | temporary
+    assert {(p.target, p.score, p.retrain) for p in disturbed} == {("L", "l2", 40)}
+
+
+def test_figure2_covers_all_deciles_of_weights_and_neurons():
+    found = {(s.pruning.target, s.pruning.structure) for s in runs("figure2", "paper").values()}
+    assert found == {(f"D{k}", structure) for k in range(11) for structure in ("weight", "filter")}
+    assert all(s.pruning.layers == ("fc1",) for s in runs("figure2", "paper").values())
+
+
+def test_figure_a1_measures_histograms():
+    (spec,) = runs("figureA1", "paper").values()
+    assert spec.model.name == "vgg19" and spec.measures == ("bn-histogram",) and spec.pruning is None
+
+
+@pytest.mark.parametrize("profile", ["quarter", "mini"])
+@pytest.mark.parametrize("figure", [f for f in EXPERIMENTS if f != "figureA1"])
+def test_a_quarter_of_the_epochs_keeps_every_event(figure, profile):
+    printed = runs(figure, "paper")
+    for label, spec in runs(figure, profile).items():
+        if spec.pruning:
+            assert [len(e) for e in events(spec)] == [len(e) for e in events(printed[label])]
+            assert spec.pruning.schedule.iterative_rate == printed[label].pruning.schedule.iterative_rate
+
+
+def test_a_quarter_divides_the_epochs_between_events():
+    quarter = runs("figure4", "quarter")
+    assert [quarter[f"S r={r}"].pruning.retrain for r in (4, 20, 40, 60, 100)] == [1, 5, 10, 15, 25]
+    assert quarter["none"].optimiser.epochs == 81 and quarter["none"].optimiser.milestones == (38, 75)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("figure", EXPERIMENTS)
+def test_every_event_falls_into_training(figure, profile):
+    for spec in runs(figure, profile).values():
+        if spec.pruning:
+            assert all(0 <= e[0] and e[-1] < spec.optimiser.epochs for e in events(spec))
+
+
+@pytest.mark.parametrize(("divisor", "retrain", "expected"), [
+    (1, 40, ((3, 4, 5, 6), (150, 150, 150, 275), 40)),
+    (4, 40, ((1, 1, 1, 2), (37, 37, 37, 69), 10)),
+    (4, 4, ((1, 1, 1, 2), (37, 37, 37, 69), 1)),
+    (20, 4, ((0, 0, 0, 0), (7, 7, 7, 13), 1)),
+])
+def test_scaled_schedule(divisor, retrain, expected):
+    assert scaled_schedule((3, 4, 5, 6), (150, 150, 150, 275), retrain, divisor) == expected
+
+
+@pytest.mark.parametrize(("profile", "batches", "expected"), [
+    ("paper", 1500, 1500), ("paper", 50, 50), ("paper", 0, 0), ("quarter", 1500, 375), ("quarter", 50, 12),
+    ("mini", 1500, 38), ("mini", 50, 1), ("smoke", 1500, 2), ("smoke", 50, 1), ("smoke", 0, 0),
+])
+def test_scaled_batches_cover_the_same_share_of_training(profile, batches, expected):
+    chosen = experiments.profile(profile)
+    assert scaled_batches(batches, chosen, experiments.data_spec(chosen, chosen.data, "f" * 64)) == expected
+
+
+def test_data_spec_takes_the_profile_s_share():
+    data = experiments.data_spec(experiments.profile("mini"), "cifar10-folder", "f" * 64, 7)
+    assert data == DataSpec("cifar10-folder", "f" * 64, 7, 5000, 4000, False)
+
+
+def test_the_campaign_ends_with_every_figure_at_no_less_than_three_seeds():
+    assert all(stage.figure in EXPERIMENTS and stage.profile in PROFILES and stage.seeds >= 3 for stage in CAMPAIGN)
+    # Figure A2 is drawn from Figure 1's runs
+    assert {stage.figure for stage in CAMPAIGN} == set(EXPERIMENTS) - {"figureA2"}
+    assert len({(stage.figure, stage.profile, stage.seeds) for stage in CAMPAIGN}) == len(CAMPAIGN)
+
+
+@pytest.mark.parametrize("figure", EXPERIMENTS)
+def test_every_run_can_be_trained(figure):
+    for spec in {(s.model, s.pruning and s.pruning.score, s.pruning and s.pruning.effect): s
+                 for s in runs(figure, "smoke").values()}.values():
+        train.check(spec)
+
+
+def test_claims_are_those_of_the_specification():
+    claims = {claim for e in EXPERIMENTS.values() for claim in e.claims}
+    assert claims >= {f"C{k}" for k in range(1, 19)} and claims <= {f"C{k}" for k in range(1, 22)}
+
+
+@pytest.mark.parametrize(("text", "seeds"), [
+    (3, [0, 1, 2]), ("3", [0, 1, 2]), (" 2 ", [0, 1]), ("2-5", [2, 3, 4, 5]), ("7-7", [7]), ("0,4,7", [0, 4, 7]),
+    ("5,", [5]), ([3, 1], [3, 1]), (range(2), [0, 1]),
+])
+def test_seeds(text, seeds):
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", [
+    "", "0", 0, "-3", "x", "1.5", "5-2", "1-2-3", ",", "1,x", "-1,2", "3,-1", "2-", "1 2",
+])
+def test_bad_seeds_are_refused(text):
+    with pytest.raises(InputError, match="seeds"):
+        parse_seeds(text)
+
+
+def test_unknown_names_are_told_with_the_known_ones():
+    with pytest.raises(InputError, match="figure9.*figure1-vgg11"):
+        experiments.experiment("figure9")
+    with pytest.raises(InputError, match="huge.*smoke, mini, quarter, paper"):
+        experiments.profile("huge")

@@ -27,6 +27,7 @@ COMPANY = {
     "zeroed": dataclasses.replace(PRUNING, effect="zero", batches=2),
     "restored": dataclasses.replace(PRUNING, effect="zero-restore", batches=2),
     "noised": dataclasses.replace(PRUNING, effect="gaussian", batches=4),
+    "noised passingly": dataclasses.replace(PRUNING, effect="gaussian-transient", batches=4),
     "noised once": dataclasses.replace(PRUNING, effect="gaussian"),
 }
 

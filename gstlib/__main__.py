@@ -66,7 +66,7 @@ def _list_campaign(args, store: Store) -> int:
     from gstlib.training.engine import pick_device
 
     device = pick_device(args.device)
-    lacking = runner.campaign(store, args.data)
+    lacking = runner.campaign(store, args.data, args.device)
     cost = {}
     for _, run in lacking:
         if train.shape(run.spec) not in cost:

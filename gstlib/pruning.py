@@ -16,7 +16,7 @@ from gstlib.errors import InputError, check_choice
 if TYPE_CHECKING:
     import torch
 
-TARGETS = ("S", "R", "L", *(f"D{k}" for k in range(11)))
+TARGETS = ("S", "R", "L", *(f"D{k}" for k in range(11)), "D9-remaining")
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,13 @@ def select(
     not (the unit with the smaller index counts as the smaller).  `target`:
     "S" the smallest scores, "L" the largest, "R" random (drawn with
     `generator`, or torch's global one), "Dk" for k = 0 … 9 upward from the
-    lower end of the k-th decile of the scores still present, "D10" downward
-    from the very largest (section A.3.2).  A window that would run past the
-    largest score is moved down to end there.
+    lower end of the k-th decile of the layer's original units: the window
+    begins at N k // 10 in the order of the scores still present, N counting
+    the units gone as well, so that ten per cent in all removes just decile k
+    (section A.3.2).  "D10" removes downward from the very largest.
+    "D9-remaining" is the other reading, whose window begins at nine tenths of
+    the units still present.  A window that would run past the largest score
+    is moved down to end there.
 
     Raises `InputError` for an unknown target, shapes that differ, scores that
     are not finite where present, or k outside 0 … number present.
@@ -129,9 +133,17 @@ def select(
         if target in ("L", "D10"):
             window = slice(n - k, n)
         else:
-            begin = 0 if target == "S" else n * int(target[1:]) // 10
+            begin = (0 if target == "S" else n * 9 // 10 if target == "D9-remaining"
+                     else flat.numel() * int(target[1:]) // 10)
             begin = min(begin, n - k)
             window = slice(begin, begin + k)
         chosen = candidates[order[window]]
     taken[chosen] = True
     return taken.view(present.shape)
+
+
+def deciles(scores: torch.Tensor) -> list[float]:
+    """Mean score in each tenth of the units, the smallest first: any shape -> ten floats (nan where a tenth is empty)."""
+    ordered = scores.flatten().double().sort().values
+    n = len(ordered)
+    return [float(ordered[n * k // 10: n * (k + 1) // 10].mean()) for k in range(10)]

@@ -79,10 +79,10 @@ def train_missing(store: Store, figures: Iterable[str], profile: str, source: st
                profile, device, **options)
 
 
-def campaign(store: Store, source: str | None = None) -> list[tuple[experiments.Stage, Labelled]]:
-    """Every run of `experiments.CAMPAIGN` that `store` lacks, each once, in the order in which it is worth most."""
+def campaign(store: Store, source: str | None = None, device: str = "auto") -> list[tuple[experiments.Stage, Labelled]]:
+    """Every run of the device's `experiments.CAMPAIGN` that `store` lacks, each once, the most valuable first."""
     lacking: dict[str, tuple[experiments.Stage, Labelled]] = {}
-    for stage in experiments.CAMPAIGN:
+    for stage in experiments.CAMPAIGN[pick_device(device).type]:
         planned, _ = experiments.listed([stage.figure], stage.profile, stage.seeds,
                                         lambda own: identity.identify(source or own))
         for labelled in missing(store, [labelled for _, labelled in planned]):
@@ -92,13 +92,13 @@ def campaign(store: Store, source: str | None = None) -> list[tuple[experiments.
 
 def run_campaign(store: Store, source: str | None = None, device: str = "auto", time_limit: float | None = None,
                  **options) -> Outcome:
-    """Work off `experiments.CAMPAIGN` from wherever `store` stands, stage by stage, within `time_limit` minutes."""
+    """Work off the device's `experiments.CAMPAIGN` from wherever `store` stands, stage by stage, within `time_limit` minutes."""
     ends = None if time_limit is None else time.monotonic() + 60 * time_limit
     total, load = Outcome(), functools.cache(data.load)  # once for all stages
     # what cannot end in time is begun only when no later stage has anything that can
     for partial in (False, True) if ends is not None else (True,):
         total.left.clear()
-        for stage in experiments.CAMPAIGN:
+        for stage in experiments.CAMPAIGN[pick_device(device).type]:
             left = None if ends is None else max(1e-9, (ends - time.monotonic()) / 60)
             outcome = train_missing(store, [stage.figure], stage.profile, source, stage.seeds, device,
                                     load, time_limit=left, partial=partial, **options)

@@ -91,13 +91,22 @@ class Images:
 
     def subset(self, spec: DataSpec) -> Images:
         """The class-balanced prefix that `spec` asks for. Raises `InputError` where the set is another or too small."""
+        train, test = self._chosen(spec)
+        return replace(self, train_x=self.train_x[train], train_y=self.train_y[train],
+                       test_x=self.test_x[test], test_y=self.test_y[test])
+
+    def unseen(self, spec: DataSpec) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images and labels that a run of `spec` is not trained on: all test images, then the unused training images."""
+        rest = torch.ones(len(self.train_y), dtype=torch.bool)
+        rest[self._chosen(spec)[0]] = False
+        return torch.cat([self.test_x, self.train_x[rest]]), torch.cat([self.test_y, self.train_y[rest]])
+
+    def _chosen(self, spec: DataSpec) -> tuple[torch.Tensor, torch.Tensor]:
         if spec.fingerprint != self.fingerprint:
             raise InputError(f"the run asks for data {spec.name} with fingerprint {spec.fingerprint[:12]}…, but what "
                              f"is here has {self.fingerprint[:12]}…; point --data at the set it was specified with")
-        train = _balanced(self.train_y, spec.train_size, spec.classes, "training")
-        test = _balanced(self.test_y, spec.test_size, spec.classes, "test")
-        return replace(self, train_x=self.train_x[train], train_y=self.train_y[train],
-                       test_x=self.test_x[test], test_y=self.test_y[test])
+        return (_balanced(self.train_y, spec.train_size, spec.classes, "training"),
+                _balanced(self.test_y, spec.test_size, spec.classes, "test"))
 
 
 def _balanced(labels: torch.Tensor, size: int | None, classes: int, part: str) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from gstlib import data
+from gstlib.data import sources
 from gstlib.data import Images, Loader, crop_and_flip
 from gstlib.errors import InputError
 
@@ -44,8 +45,8 @@ def cache(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def decoded(cache, monkeypatch) -> list[Path]:
     """The files decoded so far, as the loader calls them."""
-    seen, decode = [], data._decode
-    monkeypatch.setattr(data, "_decode", lambda file, shown: (seen.append(shown), decode(file, shown))[1])
+    seen, decode = [], sources._decode
+    monkeypatch.setattr(sources, "_decode", lambda file, shown: (seen.append(shown), decode(file, shown))[1])
     return seen
 
 
@@ -373,10 +374,10 @@ def test_a_member_that_no_set_of_images_has_is_refused_unread(tree, tmp_path, ca
 
 def test_an_archive_of_too_many_members_is_refused(tree, tmp_path, cache, monkeypatch):
     archive = pack(tree, tmp_path / "a.tar", "w")
-    monkeypatch.setattr(data, "_MEMBERS", 15)
+    monkeypatch.setattr(sources, "_MEMBERS", 15)
     with pytest.raises(InputError, match="claims more than 15 members"):
         data.load(archive)
-    monkeypatch.setattr(data, "_MEMBERS", 16)
+    monkeypatch.setattr(sources, "_MEMBERS", 16)
     assert len(data.load(archive).train_y) == 6
 
 
@@ -394,10 +395,10 @@ def test_an_image_that_claims_to_be_huge_is_refused_undecoded(tree, cache, monke
     claim(tree / "test" / "ant" / "1.png", *size)
     monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("decoded"))
     with pytest.raises(InputError, match="test/ant/1.png is no image"):
-        data._decode(tree / "test" / "ant" / "1.png", Path("test/ant/1.png"))
+        sources._decode(tree / "test" / "ant" / "1.png", Path("test/ant/1.png"))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     with pytest.raises(InputError, match="test/ant/1.png is no image"):
-        data._decode(tree / "test" / "ant" / "1.png", Path("test/ant/1.png"))
+        sources._decode(tree / "test" / "ant" / "1.png", Path("test/ant/1.png"))
 
 
 def test_a_text_in_an_image_that_unpacks_to_much_more_is_refused(tree, cache):

@@ -100,7 +100,7 @@ def test_nothing_is_recalled_of_images_no_longer_decoded(source, request, cache)
 
 def test_other_code_recalls_nothing(tree, tmp_path, monkeypatch):
     loaded(tree)
-    (tmp_path / "data.py").write_text("")
+    (tmp_path / "sources.py").write_text("")
     monkeypatch.setattr(identity, "__file__", str(tmp_path / "identity.py"))
     assert recall(tree) is None
 

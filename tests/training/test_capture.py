@@ -27,6 +27,7 @@ COMPANY = {
     "zeroed": dataclasses.replace(PRUNING, effect="zero", batches=2),
     "restored": dataclasses.replace(PRUNING, effect="zero-restore", batches=2),
     "noised": dataclasses.replace(PRUNING, effect="gaussian", batches=4),
+    "noised passingly": dataclasses.replace(PRUNING, effect="gaussian-transient", batches=4),
     "noised once": dataclasses.replace(PRUNING, effect="gaussian"),
 }
 
@@ -126,7 +127,7 @@ def test_compiled_passes_give_the_eager_rows_and_are_shared(digits, spec, monkey
     monkeypatch.setattr(engine, "_compiler", lambda: compiled)
     monkeypatch.setattr(engine, "_skeletons", skeletons := {})
     specs = [spec(pruning=COMPANY[name], seed=seed)
-             for seed, name in enumerate(("none", "removed", "none", "zeroed", "noised", "removed"))]
+             for seed, name in enumerate(("none", "removed", "none", "zeroed", "noised passingly", "removed"))]
     eager = train.train_group(specs, digits)
     monkeypatch.setattr(train, "Engine", lambda replicas: engines.append(Engine(replicas, fuse=True)) or engines[-1])
     fused = train.train_group(specs, digits)

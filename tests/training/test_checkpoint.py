@@ -25,6 +25,8 @@ def company(tiny_spec):
     sgd = OptimiserSpec(epochs=3, batch_size=32, milestones=(1,))
     spec = tiny_spec(optimiser=sgd, measures=("bn-histogram",))
     kinds = [None, PRUNING, dataclasses.replace(PRUNING, effect="gaussian", batches=3),
+             dataclasses.replace(PRUNING, effect="gaussian-transient", batches=3),
+             dataclasses.replace(PRUNING, effect="zero", batches=3),
              dataclasses.replace(PRUNING, target="R", effect="zero-restore", batches=3)]
     return [dataclasses.replace(spec, pruning=pruning, seed=seed) for seed, pruning in enumerate(kinds)]
 

@@ -102,11 +102,14 @@ def seeds_needed(effect: float, sd: float, level: float = LEVEL) -> float:
 
 
 def slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Least-squares slope of `y` on `x` within each row: (seeds, configurations) twice in, (seeds,) out."""
+    """Least-squares slope of `y` on `x` within each row: (seeds, configurations) twice in, (seeds,) out.
+
+    0 where `x` does not vary, for there no trend is to be seen.
+    """
     x, y = np.broadcast_arrays(np.asarray(x, dtype=float), np.asarray(y, dtype=float))
     x = x - x.mean(1, keepdims=True)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (x * y).sum(1) / (x * x).sum(1)
+    spread = (x * x).sum(1)
+    return (x * y).sum(1) / np.where(spread > 0, spread, np.inf)
 
 
 def correlation(x: Sequence[float], y: Sequence[float]) -> Estimate:

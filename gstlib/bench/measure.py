@@ -37,7 +37,7 @@ from gstlib import convolution, data, experiments, models
 from gstlib.store import runs as stored
 from gstlib.data import SIDE, Images, Loader
 from gstlib.errors import InputError
-from gstlib.reading import analysis
+from gstlib.reading import study
 from gstlib.spec import DataSpec, OptimiserSpec, RunSpec
 from gstlib.store import Store
 from gstlib.training import train
@@ -583,5 +583,5 @@ def stored_runs(n: int = 10_000) -> dict[str, float]:
             timed(name, lambda: command(name))
         timed("about, first", lambda: list(Store(folder).about()))
         timed("about", lambda: list(Store(folder).about()))
-        timed("figure", lambda: analysis.study(Store(folder), "figure4", "paper", "digits", 10))
+        timed("figure", lambda: study.study(Store(folder), "figure4", "paper", "digits", 10))
     return took

@@ -42,7 +42,7 @@ FALLS = {"S r=4": 0.01, "S r=40": 0.05, "L r=40": 0.2, "S r=4 l2": 0.02}
 
 def noise(number):
     """A small deviation, another for each run."""
-    return 0.002 * (7 * number % 5)
+    return 0.006 * (0.618 * number % 1)
 
 
 def fill(path, profile="smoke"):
@@ -75,6 +75,6 @@ def stock(path, *names, seeds=3, but=()):
             if label not in but and spec.id not in store:
                 fall = effect(spec)
                 score = 100.0 * int(spec.pruning.target[1:].partition("-")[0] or 0) if spec.pruning else 0
-                store.write(spec, ABOUT, rows(spec, 0.6 + fall + noise(number) / 10, fall + 0.001 * spec.seed, score=score,
+                store.write(spec, ABOUT, rows(spec, 0.6 + fall + noise(number), fall + 0.001 * spec.seed, score=score,
                                               lift=0.1))
     return store

@@ -66,6 +66,7 @@ def _legend(ax: Axes, columns: int = 2) -> None:
 def _line(ax: Axes, points: pd.DataFrame, x: str, y: str, colour: str, label: str, confidence: float = 0.95,
           bars: bool = False, **look) -> None:
     """The mean over seeds with its pointwise t interval, as a band or as bars; the runs themselves where they are few."""
+    points = points.groupby(["seed", x], as_index=False)[y].mean()  # layers struck after one epoch are no further seeds
     if points["seed"].nunique() < _FEWEST:
         for number, (_, run) in enumerate(points.groupby("seed")):
             ax.plot(run[x], run[y], color=colour, label=None if number else label, **look)
@@ -328,7 +329,7 @@ def magnitude_deciles(rows: pd.DataFrame) -> Figure:
     ax = _axes()
     for structure, name, colour, marker in (("weight", "single weights", _PURPLE, "o"),
                                             ("filter", "neurons (l2 norm)", _BLUE, "s")):
-        part = rows[rows["structure"] == structure].groupby(["seed", "tenth"], as_index=False)["relative"].mean()
+        part = rows[rows["structure"] == structure]
         if len(part):
             _line(ax, part, "tenth", "relative", colour, name, marker=marker, markersize=7)
     exponential = measures.exponential_deciles()

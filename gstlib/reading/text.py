@@ -23,7 +23,7 @@ RATIO = "log10 ratio"  # the unit of what is computed in logarithms and shown as
 def number(value: float, low: float, high: float, unit: str, confidence: float = 0.95, form: str = ".2f") -> str:
     """An estimate with its interval and unit, logarithms as ratios; a dash where there is none."""
     if unit == RATIO:
-        value, low, high = (10**np.clip(bound, -300, 300) for bound in (value, low, high))
+        value, low, high = (10.0 ** np.clip(bound, -300, 300) for bound in (value, low, high))
         unit = "times"
     other = "" if confidence == 0.95 else f" ({confidence:.0%} interval)"
     return NONE if np.isnan(value) else f"{Estimate(value, low, high, 0, 0):{form}} {unit}".strip() + other

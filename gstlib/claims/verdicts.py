@@ -152,11 +152,13 @@ def judge(claim: Claim, profile: str, studies: dict[str, Study], store: Store, d
             commands["python -m gstlib bench --output RESULTS/bench.json"] = None
     row["n"] = min(map(len, given))
     enough = row["n"] >= (FEWEST if claim.needs else 1)
-    if gaps and any(gaps):
-        row["why"] = ("left out: " if enough else f"{FEWEST} complete seeds are needed, there are {row['n']}: ") + (
-            ", ".join(filter(None, gaps)))
-    elif not enough and claim.needs:
-        row["why"] = "none of its runs is stored" if not row["n"] else f"{FEWEST} seeds are needed, there are {row['n']}"
+    told = ", ".join(filter(None, gaps))
+    if claim.needs and not row["n"] and not told:
+        row["why"] = "none of its runs is stored"
+    elif claim.needs and not enough:
+        row["why"] = f"{FEWEST} complete seeds are needed, there are {row['n']}" + f": {told}" * bool(told)
+    elif told:
+        row["why"] = f"left out: {told}"
     if commands:
         row["why"] += f"; make them with: {' && '.join(commands)}"
     if not enough:

@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import io
 import json
-import multiprocessing
 import os
 import random
 import resource
@@ -36,7 +35,7 @@ from gstlib.campaign import runner
 from gstlib.campaign.leases import Leases
 from gstlib.errors import InputError
 from gstlib.experiments import Labelled
-from gstlib.spec import ModelSpec, OptimiserSpec, PruningSpec, RunSpec
+from gstlib.spec import DataSpec, ModelSpec, OptimiserSpec, PruningSpec, RunSpec
 from gstlib.store import Store
 from gstlib.training import checkpoint, train
 from gstlib.training.checkpoint import Checkpoints
@@ -61,7 +60,7 @@ def campaign(first_seed: int = 0, number: int = 4) -> list[Labelled]:
     """Runs of about half a second: every kind of effect, so that every kind of state is in their checkpoints."""
     kinds = [None, EVENTS, dataclasses.replace(EVENTS, effect="gaussian", batches=5),
              dataclasses.replace(EVENTS, target="R", effect="zero-restore", batches=5)]
-    spec = RunSpec(digits().spec(train_size=64, test_size=40), ModelSpec("vgg11", 1 / 16),
+    spec = RunSpec(DataSpec(*digits().known, train_size=64, test_size=40), ModelSpec("vgg11", 1 / 16),
                    OptimiserSpec(epochs=12, batch_size=32, milestones=(6,)))
     return [Labelled(f"run {i}", dataclasses.replace(spec, pruning=kinds[i % 4], seed=first_seed + i))
             for i in range(number)]

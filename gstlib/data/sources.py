@@ -225,7 +225,7 @@ def _unpack(path: Path, folder: Path) -> None:
     try:
         opened = tarfile.open(path, tarinfo=_Member)
     except tarfile.ReadError as error:
-        raise InputError(f"data {path} is neither a folder nor a tar archive ({error})") from error
+        raise InputError(f"data {path} is neither a folder nor a tar archive") from error
     except (OSError, EOFError, lzma.LZMAError, zlib.error, tarfile.TarError) as error:
         raise InputError(f"archive {path} cannot be unpacked safely: {error}") from error
     try:

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from gstlib import experiments, files
-from gstlib.data import identity
+from gstlib import data, experiments, files
 from gstlib.errors import InputError
 from gstlib.spec import RunSpec
 from gstlib.store import Store
@@ -24,7 +23,7 @@ RESULTS = "results"
 def _runs(args) -> list[tuple[str, experiments.Labelled]]:
     """(figure, labelled run) of everything asked for; `runner.plan` without the images, hence without torch."""
     return experiments.listed(_figures(args), args.profile, args.seeds,
-                              lambda own: identity.identify(args.data or own))[0]
+                              lambda own: data.identify(args.data or own))[0]
 
 
 def _figures(args) -> list[str]:

@@ -18,7 +18,6 @@ from gstlib.bench import measure as bench
 from gstlib.campaign import executors
 from gstlib.campaign.executors import EXECUTORS
 from gstlib.campaign.leases import Leases
-from gstlib.data import identity
 from gstlib.errors import InputError, check_choice
 from gstlib.experiments import Labelled
 from gstlib.spec import RunSpec
@@ -84,7 +83,7 @@ def campaign(store: Store, source: str | None = None, device: str = "auto") -> l
     lacking: dict[str, tuple[experiments.Stage, Labelled]] = {}
     for stage in experiments.CAMPAIGN[pick_device(device).type]:
         planned, _ = experiments.listed([stage.figure], stage.profile, stage.seeds,
-                                        lambda own: identity.identify(source or own))
+                                        lambda own: data.identify(source or own))
         for labelled in missing(store, [labelled for _, labelled in planned]):
             lacking.setdefault(labelled.spec.id, (stage, labelled))
     return list(lacking.values())

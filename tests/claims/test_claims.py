@@ -208,7 +208,7 @@ def filled(tmp_path_factory):
         profile = experiments.profile(name)
         data = experiments.data_spec(profile, "cifar10-folder", "f" * 64)
         first = profile.first_seed
-        for number, run in enumerate(experiments.figure1_vgg11(profile, data, range(first, first + 4))):
+        for number, run in enumerate(experiments.figures.figure1_vgg11(profile, data, range(first, first + 4))):
             fall = made_up.FALLS.get(run.label, 0.0)
             made_up.write(store, run, 0.6 + sign * fall + made_up.noise(number) / 2,
                           fall + 0.001 * (run.spec.seed - first), name)
@@ -274,7 +274,7 @@ def test_a_changed_run_changes_its_rows_alone_and_a_seed_that_lacks_it_is_left_o
     remove(copied, "mini")
     profile = experiments.profile("quarter")
     data = experiments.data_spec(profile, "cifar10-folder", "f" * 64)
-    run = next(r for r in experiments.figure1_vgg11(profile, data, [1]) if r.label == "L r=40")
+    run = next(r for r in experiments.figures.figure1_vgg11(profile, data, [1]) if r.label == "L r=40")
     made_up.write(copied, run, 0.4, 0.1, "quarter")
     after = claims.evaluate(copied, "quarter", seeds=4).set_index("id")
     assert after.loc["C1", "estimate"] < evaluated.loc["C1", "estimate"]
@@ -285,7 +285,7 @@ def test_a_changed_run_changes_its_rows_alone_and_a_seed_that_lacks_it_is_left_o
     gone = claims.evaluate(copied, seeds=4).set_index("id")
     assert gone.loc["C1", "n"] == 3 and gone.loc["C1", "verdict"] == SUPPORTED and gone.loc["C17", "n"] == 4
     assert gone.loc["C1", "why"].startswith("left out: seed 1 lacks L r=40; make them with: python -m gstlib run figure1-vgg11")
-    none = next(r for r in experiments.figure1_vgg11(profile, data, [3]) if r.label == "S r=4")
+    none = next(r for r in experiments.figures.figure1_vgg11(profile, data, [3]) if r.label == "S r=4")
     copied.file(none.spec.id).unlink()
     gone = claims.evaluate(copied, seeds=4).set_index("id")
     assert gone.loc["C1", "verdict"] == NOT_RUN and gone.loc["C1", "n"] == 2 and math.isnan(gone.loc["C1", "estimate"])
@@ -302,7 +302,7 @@ def test_a_profile_of_two_seeds_is_told_to_run_three(tmp_path):
 
 def test_a_refused_layer_leaves_its_seed_out(tmp_path):
     store = made_up.stock(tmp_path, "figureA1", seeds=4)
-    spec = experiments.figure_a1(made_up.SMOKE, made_up.DATA, [2])[0].spec
+    spec = experiments.figures.figure_a1(made_up.SMOKE, made_up.DATA, [2])[0].spec
     rows = made_up.rows(spec, 0.6, 0.0)
     for row in rows["histogram"]:
         row["sd"] = 0.6

@@ -157,7 +157,7 @@ def test_figure5_draws_a_run_once_and_says_what_its_batches_became(study):
         "no pruning", "prune L, l2, 13%", "zeroing 0", "zeroing 50 (18 here)"]
     mini = experiments.profile("mini")
     data = experiments.data_spec(mini, "cifar10-folder", "f" * 64)
-    wanted = experiments.figure5(mini, data, [10])
+    wanted = experiments.figures.figure5(mini, data, [10])
     there = figures.Study(experiments.experiment("figure5"), mini, wanted, [], *[pd.DataFrame()] * 5)
     assert figures.legend_name(there, "zeroing 1500") == "zeroing 1500 (480 here)"
     assert figures.legend_name(there, "transient 50") == "transient 50"

@@ -51,7 +51,7 @@ def test_a_number_of_seeds_counts_from_the_profile_s_first(tmp_path):
 
 
 def test_missing_runs_are_named(store):
-    gone = next(r for r in experiments.figure1_vgg11(SMOKE, DATA, [1]) if r.label == "L r=40")
+    gone = next(r for r in experiments.figures.figure1_vgg11(SMOKE, DATA, [1]) if r.label == "L r=40")
     store.file(gone.spec.id).unlink()
     found = study(store, "figure1-vgg11", "smoke")
     assert [r.spec.id for r in found.missing] == [gone.spec.id]
@@ -61,7 +61,7 @@ def test_missing_runs_are_named(store):
 
 
 def test_a_damaged_run_counts_as_missing_with_a_message(store, capsys):
-    spec = experiments.figure1_vgg11(SMOKE, DATA, [0])[0].spec
+    spec = experiments.figures.figure1_vgg11(SMOKE, DATA, [0])[0].spec
     store.file(spec.id).write_bytes(store.file(spec.id).read_bytes()[:-50])
     found = study(Store(store.path), "figure1-vgg11")
     assert [run.spec.id for run in found.missing] == [spec.id] and "counts as missing" in capsys.readouterr().err
@@ -79,7 +79,7 @@ def test_no_runs_at_all_names_the_command(store):
 def test_the_command_that_a_study_names_makes_what_it_lacks(tmp_path, digits):
     place = tmp_path / "my results"
     data = experiments.data_spec(SMOKE, "digits", digits.fingerprint)
-    write(Store(place), experiments.figure3(SMOKE, data, [2])[0], 0.5, 0.0)
+    write(Store(place), experiments.figures.figure3(SMOKE, data, [2])[0], 0.5, 0.0)
     for asked, seeds in ((None, [0, 1, 2]), ("0,2", [0, 2]), ([3], [3])):
         found = study(Store(place), "figure3", "smoke", seeds=asked)
         program, *words = shlex.split(found.command)[2:]
@@ -94,7 +94,7 @@ def test_the_command_that_a_study_names_makes_what_it_lacks(tmp_path, digits):
 
 def test_results_of_two_data_sets_are_never_mixed(store):
     other = experiments.data_spec(SMOKE, "digits", "e" * 64)
-    write(store, experiments.figure1_vgg11(SMOKE, other, [0])[0], 0.5, 0.0)
+    write(store, experiments.figures.figure1_vgg11(SMOKE, other, [0])[0], 0.5, 0.0)
     with pytest.raises(InputError, match="several data sets"):
         study(store, "figure1-vgg11", "smoke")
 
@@ -103,7 +103,7 @@ def test_any_number_of_classes_reads_back_what_it_trained(tmp_path):
     store = Store(tmp_path)
     data = experiments.data_spec(SMOKE, "cifar10-folder", "a" * 64, classes=7)
     # Figure 2's images are augmented and Conv4 has a size of its own; neither is what other figures ask for
-    for what in (experiments.figure2, experiments.figure1_vgg11):
+    for what in (experiments.figures.figure2, experiments.figures.figure1_vgg11):
         for run in what(SMOKE, data, range(2)):
             store.write(run.spec, ABOUT, rows(run.spec, 0.5, 0.1))
     assert find_data(store, SMOKE, "cifar10-folder") == replace(data, augment=False)

@@ -54,7 +54,7 @@ def test_configurations_are_compared_seed_by_seed(figure1):
 
 def test_a_seed_that_lacks_a_run_is_left_out_of_a_comparison(tmp_path):
     store = fill(tmp_path / "results")
-    store.file(next(r for r in experiments.figure1_vgg11(SMOKE, DATA, [1]) if r.label == "none").spec.id).unlink()
+    store.file(next(r for r in experiments.figures.figure1_vgg11(SMOKE, DATA, [1]) if r.label == "none").spec.id).unlink()
     assert cells(text.comparison(study(store, "figure1-vgg11"), [("L r=40", "none")]))["L r=40"][-1] == "2"
 
 
@@ -88,7 +88,7 @@ def test_what_bf16_changes_is_told_seed_by_seed(tmp_path):
     finals = {"none": (0.5, 0.6, 0.7), "none bf16": (0.502, 0.602, 0.702),  # float32 is smoke's own
               "L r=40": (0.5, 0.6, 0.7), "L r=40 bf16": (0.51, 0.61, 0.71)}
     falls = {"L r=40": (0.1, 0.2, 0.3), "L r=40 bf16": (0.34, 0.47, 0.6)}
-    for run in experiments.precision(SMOKE, DATA, range(3)):
+    for run in experiments.figures.precision(SMOKE, DATA, range(3)):
         write(store, run, finals[run.label][run.spec.seed], falls.get(run.label, (0,) * 3)[run.spec.seed])
     told = text.precisions(study(store, "precision"))
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in told.splitlines() if line.startswith("|")]
@@ -102,7 +102,7 @@ def test_what_bf16_changes_is_told_seed_by_seed(tmp_path):
 
 def test_one_precision_alone_compares_nothing(tmp_path):
     store = Store(tmp_path)
-    write(store, experiments.figure2(SMOKE, DATA, [0])[0], 0.5, 0.1)
+    write(store, experiments.figures.figure2(SMOKE, DATA, [0])[0], 0.5, 0.1)
     assert "run precision --profile smoke" in text.precisions(study(store, "precision"))
     assert "run precision --profile smoke" in text.precisions(study(fill(tmp_path / "other"), "precision"))
 

@@ -17,7 +17,7 @@ from gstlib.data import Images, Loader
 from gstlib.errors import InputError
 from gstlib.pruner import Pruner
 from gstlib.pruning import Schedule
-from gstlib.spec import ModelSpec, OptimiserSpec, PruningSpec
+from gstlib.spec import DataSpec, ModelSpec, OptimiserSpec, PruningSpec
 from gstlib.training import train
 from gstlib.training.engine import Engine, Replica, pick_device
 from gstlib.training.measures import bn_histogram
@@ -76,7 +76,7 @@ def test_the_seeds_behind_a_run_are_pinned(tiny_spec):
 
 
 def test_augmentation_and_order_follow_the_seed_too(digits, tiny_spec):
-    spec = tiny_spec(data=digits.spec(train_size=64, test_size=40, augment=True))
+    spec = tiny_spec(data=DataSpec(*digits.known, train_size=64, test_size=40, augment=True))
     first, again = (without_seconds(train.train(spec, digits)) for _ in range(2))
     plain = without_seconds(train.train(tiny_spec(), digits))
     assert first == again and first["epoch"][0]["train_loss"] != plain["epoch"][0]["train_loss"]
@@ -130,7 +130,7 @@ def test_event_rows_of_a_pruned_run(digits, tiny_spec):
 
 def test_t_post_is_the_accuracy_that_the_next_epoch_starts_from(digits, tiny_spec):
     everything = PruningSpec(("conv7", "conv8"), (2, 2), (2, 2), (1.0, 1.0), 1)
-    more = digits.spec(train_size=400, test_size=200)
+    more = DataSpec(*digits.known, train_size=400, test_size=200)
     spec = tiny_spec(data=more, optimiser=four_epochs(lr=0.005), pruning=everything)
     result = train.train(spec, digits)
     event = result.tables["event"][0]
@@ -162,7 +162,7 @@ def test_less_testing_changes_no_training(digits, tiny_spec):
 
 def test_accuracy_under_noise_and_without(digits, tiny_spec):
     noise = PruningSpec(("conv5", "conv6"), (1, 1), (1, 1), (1.0, 1.0), 1, score="l2", effect="gaussian-transient", batches=30)
-    spec = tiny_spec(data=digits.spec(train_size=320, test_size=200), optimiser=four_epochs(lr=0.005), pruning=noise)
+    spec = tiny_spec(data=DataSpec(*digits.known, train_size=320, test_size=200), optimiser=four_epochs(lr=0.005), pruning=noise)
     rows = train.train(spec, digits).tables["epoch"]
     differ = [row["epoch"] for row in rows if row["test_accuracy"] != row["test_accuracy_clean"]]
     # ten batches an epoch: the noise struck after epoch 1 is in force at the end of 2 and 3
@@ -268,7 +268,7 @@ def test_a_pass_after_a_strike_need_not_repeat_what_lies_before_it(digits, tiny_
     """Rows are the same, to the last bit, whether or not what a strike cannot change is computed again."""
     struck = PruningSpec(layers, (0, 0, 1), (2, 2, 2), (0.5, 0.5, 0.5), 1, score="l2")
     spec = tiny_spec(model=ModelSpec(model, 1 / 16), pruning=struck, precision=precision,
-                     optimiser=four_epochs(lr=0.01), data=digits.spec(train_size=64, test_size=300))
+                     optimiser=four_epochs(lr=0.01), data=DataSpec(*digits.known, train_size=64, test_size=300))
     spared = train.train(spec, digits)
     begin = Replica.begin_test
     monkeypatch.setattr(Replica, "begin_test", lambda self, since=None, keep=None: begin(self))
@@ -291,7 +291,7 @@ def test_a_diverged_run_is_told(digits, tiny_spec):
 
 
 def test_other_data_are_refused(digits, tiny_spec):
-    spec = tiny_spec(data=dataclasses.replace(digits.spec(), fingerprint="0" * 64))
+    spec = tiny_spec(data=dataclasses.replace(DataSpec(*digits.known), fingerprint="0" * 64))
     with pytest.raises(InputError, match="fingerprint"):
         train.train(spec, digits)
 
@@ -365,7 +365,7 @@ def test_testing_in_between_changes_no_training(digits, tiny_spec):
 
 
 def test_test_results_are_means_over_all_images(digits, tiny_spec):
-    made = replica(digits, tiny_spec, data=digits.spec(train_size=64))
+    made = replica(digits, tiny_spec, data=DataSpec(*digits.known, train_size=64))
     engine = Engine([made])
     engine.train_epoch(0)
     measured = engine.test()

@@ -18,7 +18,8 @@ import pytest
 from gstlib import experiments, files
 from gstlib import store as store_module
 from gstlib.errors import InputError
-from gstlib.reading import analysis
+from gstlib.reading import text
+from gstlib.reading.study import study as study_of
 from gstlib.spec import DataSpec, ModelSpec, OptimiserSpec, PruningSpec, RunSpec
 from gstlib.store import DamagedRun, NewerSchema, Store
 
@@ -527,10 +528,10 @@ def test_a_figure_says_that_a_damaged_run_is_missing(tmp_path, capsys, damage):
     content = store.file(gone.spec.id).read_bytes()
     damaged = content[:-100] if damage == "head" else content[:200] + bytes(200) + content[400:]
     store.file(gone.spec.id).write_bytes(damaged)
-    study = analysis.study(store, "figure1-vgg11")
+    study = study_of(store, "figure1-vgg11")
     assert [(run.label, run.spec.seed) for run in study.missing] == [(gone.label, 1)]
-    assert "set aside" in capsys.readouterr().err and "Missing: 1 of" in analysis.caption(study)
-    assert len(study.runs) == len(study.wanted) - 1 and analysis.histograms(store, study).empty
+    assert "not as it was written" in capsys.readouterr().err and "Missing: 1 of" in text.caption(study)
+    assert len(study.runs) == len(study.wanted) - 1 and study.histograms.empty
 
 
 def test_provenance_of_unknown_origin_is_shown_as_plain_text(tmp_path):

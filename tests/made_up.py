@@ -53,7 +53,7 @@ def stock(path, *names, seeds=2, but=()):
     store = Store(path)
     for name in names:
         for label, spec in experiments.experiment(name).runs(SMOKE, DATA, range(seeds)):
-            if label in but or spec.id in store:
+            if label in but or store.file(spec.id).exists():
                 continue
             last, fall = spec.optimiser.epochs - 1, effect(spec)
             epochs = [{"epoch": e, "lr": 1e-3, "train_loss": 0.1, "train_accuracy": 0.9, "test_loss": 1.0,

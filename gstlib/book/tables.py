@@ -40,10 +40,7 @@ def runs(store: Store) -> pd.DataFrame:
     it as printed).  A run that no figure asks for has a dash there.
     """
     rows = []
-    for run_id in store.ids():
-        found = store.get(run_id)
-        if found is None:
-            continue
+    for run_id, found in store.runs():
         spec, about = found.spec, found.provenance
         profile = about["profile"]
         users = _users(profile, dataclasses.replace(spec.data, augment=False), spec.seed).get(run_id, {})

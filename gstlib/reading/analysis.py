@@ -121,9 +121,10 @@ def study(store: Store, figure: str, profile: str = "smoke", data: str | None = 
     else:
         chosen = experiments.parse_seeds(seeds)
     wanted = what.runs(size, source, chosen)
+    whole = dict(store.runs(run.spec.id for run in wanted))
     keys, epochs, events, about, missing = [], [], [], [], []
     for run in wanted:
-        found = store.get(run.spec.id)
+        found = whole.get(run.spec.id)
         if found is None:
             missing.append(run)
             continue
@@ -388,13 +389,9 @@ def exponential_decile_means() -> np.ndarray:
 
 def histograms(store: Store, study: Study, last: int = 8) -> pd.DataFrame:
     """Figure A1's rows: histograms of the `last` batch normalisations, before (epoch -1) and after training."""
-    missing = {run.spec.id for run in study.missing}
-    frames = []
+    whole, frames = dict(store.runs(run.spec.id for run in study.wanted)), []
     for run in study.wanted:
-        found = None if run.spec.id in missing else store.get(run.spec.id)
-        if found is None:
-            continue
-        rows = found.tables["histogram"]
+        rows = whole[run.spec.id].tables["histogram"] if run.spec.id in whole else ()
         if len(rows):
             frames.append(rows.assign(label=run.label, seed=run.spec.seed, run=run.spec.id))
     if not frames:

@@ -183,7 +183,7 @@ class Store:
             content = _pack(spec.to_json(), json.dumps(provenance, sort_keys=True), columns)
             run = parse(content, "it", spec.id)  # what could not be read back is not stored
         except _NO_RUN as error:
-            raise InputError(f"run {spec.id} cannot be stored: {plain(error)}") from error
+            raise InputError(f"run {spec.id} cannot be stored: {plain(error.__cause__ or error)}") from error
         stored = self.place(spec.id, content)
         if stored is not None and not same_rows(stored, run):
             devices = [plain(one.provenance["device"]) for one in (stored, run)]

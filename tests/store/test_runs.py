@@ -153,7 +153,7 @@ CHANGES = {
     "two ends": lambda rows: rows["final"].append(rows["final"][0]),
     "an end without accuracy": lambda rows: rows["final"][0].update(accuracy=math.nan),
     "a column missing": lambda rows: [row.pop("t_pre") for row in rows["event"]],
-    "a text for a number": lambda rows: rows["epoch"][0].update(lr="fast"),
+    "a text for a number": lambda rows: [row.update(lr="fast") for row in rows["epoch"]],
     "a very long text": lambda rows: rows["histogram"][0].update(layer="a" * 10_000),
 }
 
@@ -178,7 +178,7 @@ def test_a_run_of_today_has_one_final_row(tmp_path):
     today = RunSpec(spec().data, spec().model, spec().optimiser, spec().pruning, semantics=2, test_every=3)
     rows = tables()
     del rows["final"]
-    with pytest.raises(InputError, match="0 final rows"):
+    with pytest.raises(InputError, match="cannot be stored: it has 0 final rows"):
         Store(tmp_path).write(today, PROVENANCE, rows)
 
 

@@ -97,7 +97,7 @@ def test_only_what_is_missing_is_trained(filled, results, capsys):
     filled.file(gone).unlink()
     assert run(results, "--seeds", "2") == 0
     assert "5 runs trained, 3 were stored already" in capsys.readouterr().out
-    assert gone in filled and len(filled.ids()) == 8
+    assert filled.file(gone).exists() and len(filled.ids()) == 8
 
 
 def test_figures_share_their_runs(filled, results, capsys):

@@ -412,7 +412,7 @@ class Work:
             run_id = labelled.spec.id
             if not self.leases.take(run_id):
                 self._elsewhere.append(labelled)
-            elif self.store.file(run_id).exists():  # another finished it since
+            elif any(self.store.runs([run_id])):  # another finished it since
                 self.leases.release(run_id)
                 self.outcome.stored += 1
                 self.show.stands(run_id)

@@ -233,7 +233,8 @@ def parse(content: bytes, place: Path | str, run_id: str, rows: bool = True) -> 
 
 def same_rows(a: Run, b: Run) -> bool:
     """Whether two runs have the same rows; how long each epoch took does not count."""
-    one, other = ({name: rows.drop(columns="seconds", errors="ignore") for name, rows in run.tables.items()} for run in (a, b))
+    one, other = ({name: rows.drop(columns="seconds", errors="ignore") for name, rows in run.tables.items()}
+                  for run in (a, b))
     return one.keys() == other.keys() and all(one[name].equals(other[name]) for name in one)
 
 

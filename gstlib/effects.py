@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from gstlib.masking import MaskedLayer
-from gstlib.spec import check_effect
+from gstlib.pruning import check_effect
 
 
 @dataclass

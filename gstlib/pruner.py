@@ -9,10 +9,9 @@ from torch import nn
 
 from gstlib import masking
 from gstlib.effects import Effect
-from gstlib.errors import InputError, check_choice
+from gstlib.errors import InputError
 from gstlib.masking import MaskedLayer
-from gstlib.pruning import TARGETS, Schedule, deciles, select
-from gstlib.spec import SCORES
+from gstlib.pruning import Schedule, check_method, deciles, select
 
 
 class Pruner:
@@ -53,13 +52,9 @@ class Pruner:
         seed: int = 0,
         batches: int = 0,
     ):
-        check_choice("structure", structure, SCORES)
         if structure == "weight" and score == "ebn":
             score = "magnitude"
-        check_choice(f"score for structure {structure!r}", score, SCORES[structure])
-        check_choice("target", target, TARGETS)
-        if structure == "weight" and effect != "remove":
-            raise InputError(f"effect {effect!r} acts on whole filters; use structure 'filter'")
+        check_method(target, score, structure, effect, batches)
         self.schedule, self.target = schedule, target
         self.generator = torch.Generator().manual_seed(seed)
         self.effect = Effect(effect, batches, self.generator)

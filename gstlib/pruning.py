@@ -17,6 +17,31 @@ if TYPE_CHECKING:
     import torch
 
 TARGETS = ("S", "R", "L", *(f"D{k}" for k in range(11)), "D9-remaining")
+SCORES = {"filter": ("ebn", "ebn-signed", "l1", "l2"), "weight": ("magnitude",)}  # by the structure of units
+# what happens to the units taken (`gstlib.effects`), and whether it lasts a number of training batches
+EFFECTS = {"remove": "never", "remove-weights": "never", "zero": "may", "zero-restore": "must", "gaussian": "may",
+           "gaussian-transient": "must"}
+
+
+def check_effect(effect: str, batches: int) -> None:
+    """Raise `InputError` when `effect` is unknown or cannot last for `batches` training batches."""
+    check_choice("effect", effect, EFFECTS)
+    if batches < 0:
+        raise InputError(f"batches must not be negative, not {batches}")
+    if batches and EFFECTS[effect] == "never":
+        raise InputError(f"effect {effect!r} is for good and takes no number of batches")
+    if EFFECTS[effect] == "must" and not batches:
+        raise InputError(f"effect {effect!r} needs a number of batches to last for")
+
+
+def check_method(target: str, score: str, structure: str, effect: str, batches: int) -> None:
+    """Raise `InputError` for an unknown way of pruning, or parts of one that do not go together."""
+    check_choice("target", target, TARGETS)
+    check_choice("structure", structure, SCORES)
+    check_choice(f"score for structure {structure!r}", score, SCORES[structure])
+    check_effect(effect, batches)
+    if effect != "remove" and structure == "weight":
+        raise InputError(f"effect {effect!r} acts on whole filters; use structure 'filter'")
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,10 @@ import typing
 from dataclasses import dataclass, field
 
 from gstlib.errors import InputError, check_choice
-from gstlib.pruning import TARGETS, Schedule
+from gstlib.pruning import Schedule, check_method
 
 MODELS = ("conv4", "vgg11", "vgg19", "resnet18")
 DATASETS = ("digits", "cifar10", "cifar10-folder")
-SCORES = {"filter": ("ebn", "ebn-signed", "l1", "l2"), "weight": ("magnitude",)}
-EFFECTS = ("remove", "remove-weights", "zero", "zero-restore", "gaussian", "gaussian-transient")
 PRECISIONS = ("float32", "tf32", "bf16")
 MEASURES = ("bn-histogram",)
 
@@ -52,17 +50,6 @@ def _as_floats(spec, *names: str) -> None:
     """Make numbers floats: 1 and 1.0 are equal, and 0.0 and -0.0, but their JSON, and with it the id, would differ."""
     for name in names:
         object.__setattr__(spec, name, float(getattr(spec, name)) + 0.0)
-
-
-def check_effect(effect: str, batches: int) -> None:
-    """Raise `InputError` when `effect` is unknown or cannot last for `batches` training batches."""
-    check_choice("effect", effect, EFFECTS)
-    if batches < 0:
-        raise InputError(f"batches must not be negative, not {batches}")
-    if batches and effect.startswith("remove"):
-        raise InputError(f"effect {effect!r} is for good and takes no number of batches")
-    if effect in ("zero-restore", "gaussian-transient") and not batches:
-        raise InputError(f"effect {effect!r} needs a number of batches to last for")
 
 
 @dataclass(frozen=True)
@@ -152,15 +139,9 @@ class PruningSpec:
 
     def __post_init__(self):
         object.__setattr__(self, "fraction", tuple(float(share) + 0.0 for share in self.fraction))
-        check_choice("target", self.target, TARGETS)
-        check_choice("structure", self.structure, SCORES)
-        check_choice(f"score for structure {self.structure!r}", self.score, SCORES[self.structure])
-        check_effect(self.effect, self.batches)
-        schedule = Schedule(self.start, self.end, self.fraction, self.retrain)
-        if len(schedule.start) != len(self.layers):
-            raise InputError(f"{len(self.layers)} layers but {len(schedule.start)} start epochs")
-        if self.effect != "remove" and self.structure == "weight":
-            raise InputError(f"effect {self.effect!r} acts on whole filters; use structure 'filter'")
+        check_method(self.target, self.score, self.structure, self.effect, self.batches)
+        if len(self.schedule.start) != len(self.layers):
+            raise InputError(f"{len(self.layers)} layers but {len(self.schedule.start)} start epochs")
 
     @functools.cached_property
     def schedule(self) -> Schedule:
@@ -184,9 +165,6 @@ class RunSpec:
     semantics: int = SEMANTICS
 
     def __post_init__(self):
-        for name, kind in (("data", DataSpec), ("model", ModelSpec), ("optimiser", OptimiserSpec)):
-            if not isinstance(getattr(self, name), kind):
-                raise InputError(f"a run's {name} must be a {kind.__name__}, not {getattr(self, name)!r}")
         check_choice("precision", self.precision, PRECISIONS)
         for measure in self.measures:
             check_choice("measure", measure, MEASURES)

@@ -241,7 +241,7 @@ def pickle_planted(folder: Path, whole: Whole) -> Seen:
     buffer = io.BytesIO()
     torch.save({"run": _Trap(trap)}, buffer)
     head = {"gstlib.checkpoint": checkpoint.SCHEMA, "id": run_id, "epoch": 3, "step": 0, "kind": kept.kind}
-    head["sha256"] = checkpoint._digest(head, buffer.getvalue())
+    head["sha256"] = checkpoint.digest(head, buffer.getvalue())
     kept.file(run_id).write_bytes(json.dumps(head).encode() + b"\n" + buffer.getvalue())
     with hushed():
         go(folder, runs)

@@ -37,7 +37,7 @@ def locate(source: str | os.PathLike) -> tuple[str, Path]:
     """
     text = os.fspath(source)
     home = Path(os.environ.get("GSTLIB_DATA") or "data")
-    if text in ("digits", "cifar10"):
+    if text in DATASETS and text != "cifar10-folder":
         return text, home
     path = home / text if text == "cifar10-folder" else Path(text)
     if not path.exists():

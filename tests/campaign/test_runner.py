@@ -128,7 +128,7 @@ def test_campaign_lists_each_missing_run_once_in_order_of_worth(tmp_path, monkey
     first = [labelled for stage, labelled in lacking if stage == stages[0]]
     assert len(first) == 25
     assert {dataclasses.replace(labelled.spec, seed=0).id for labelled in first} == {
-        r.spec.id for r in experiments.figure1_vgg11(experiments.profile("quarter"), first[0].spec.data, [0])}
+        r.spec.id for r in experiments.figures.figure1_vgg11(experiments.profile("quarter"), first[0].spec.data, [0])}
 
 
 def test_a_campaign_loads_its_data_once(tmp_path, digits, runs, monkeypatch):

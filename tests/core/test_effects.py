@@ -7,7 +7,7 @@ from gstlib.errors import InputError
 from gstlib.masking import MaskedLayer, trace
 from gstlib.pruner import Pruner
 from gstlib.pruning import Schedule
-from gstlib.spec import EFFECTS
+from gstlib.pruning import EFFECTS
 
 OPTIMISERS = {
     "adam": lambda p: torch.optim.Adam(p, lr=0.01),

@@ -272,6 +272,7 @@ def run(device: torch.device, quick: bool = False, networks: Sequence[str] | Non
     peak = done("peak rates", peaks, device)
     machine = provenance(synthetic(1, 1), device, "paper", 0.0) | peak | {
         "cores": cores(), "quick": quick, "blocks": how.blocks, "steps": {model: how.steps(spec) for model, spec in specs.items()}}
+    kept()  # what cannot be kept is found out now
     for model, spec in specs.items():
         plain, fitting, about = done(f"{model}, plain loop", plain_loop, spec, device, how), {}, {"model": model, "device": device.type}
         for n in replicas:

@@ -193,13 +193,17 @@ def peaks(device: torch.device, repeats: int = 10) -> dict[str, float]:
             "peak_bytes_per_s": 2 * size / fastest(lambda: target.copy_(source))}
 
 
-def row(case: Case, device: torch.device, timing: Timing, plain: float, peak: Mapping[str, float]) -> dict:
+def row(case: Case, timing: Timing | None, plain: float, device: torch.device, peak: Mapping[str, float]) -> dict:
     """A row of the table: rates summed over replicas; everything else is one run's share of its group's time.
 
     Times in seconds where the name does not say ms; `gap` is the time of a
     step over the larger of its two floors; operations and bytes are counts.
+    Without a `timing` the replicas did not fit into memory.
     """
     spec, o = case.spec, case.spec.optimiser
+    about = {"model": spec.model.name, "device": device.type, "replicas": case.replicas}
+    if timing is None:
+        return about | {"steps_per_s": None, "ratio_to_plain_loop": None, "note": "does not fit into memory"}
     (train_images, test_images), (tested, events, strikes) = cost.images(spec), cost.tests(spec)
     counted = count(spec.model.name, spec.model.width, spec.data.classes)
     # tested side by side on a CPU, in turn on a GPU
@@ -207,7 +211,7 @@ def row(case: Case, device: torch.device, timing: Timing, plain: float, peak: Ma
     operations, moved = counted.operations(o.batch_size), counted.traffic(o.batch_size, spec.precision)
     compute, memory = operations / peak["peak_operations_per_s"], moved / peak["peak_bytes_per_s"]
     epoch = step * train_images / o.batch_size
-    return {
+    return about | {
         "batch_size": o.batch_size, "precision": spec.precision, "steps_per_s": 1 / step, "images_per_s": o.batch_size / step,
         "plain_steps_per_s": 1 / plain, "ratio_to_plain_loop": plain / step,
         "seconds_per_epoch": epoch, "train_s_per_run": o.epochs * epoch,
@@ -247,16 +251,15 @@ def run(device: torch.device, quick: bool = False, networks: Sequence[str] | Non
     """
     cuda, began = device.type == "cuda", time.perf_counter()
     networks, tried = cost.FIGURES if networks is None else networks, TECHNIQUES if techniques is None else techniques
-    replicas = replicas or (1, 2, 5, 10, 20) if not quick else replicas or ((1, 5) if cuda else sorted({1, cores()}))
+    replicas = replicas or (((1, 5) if cuda else sorted({1, cores()})) if quick else (1, 2, 5, 10, 20))
     for kind, names, known in (("model", networks, cost.FIGURES), ("technique", tried, TECHNIQUES)):
         for name in names:
             check_choice(kind, name, known)
     if min(replicas) < 1:
         raise InputError(f"replicas must be numbers from 1 on, not {min(replicas)}")
     how = Effort(*(((3e9, 2, 10_000) if quick else (2e10, 3, 10_000)) if cuda else ((3e8, 2, 125) if quick else (1e9, 3, 1000))))
-    specs = {model: cost.paper_spec(model) for model in networks}
-    bar = tqdm(disable=not progress, unit="measurement", dynamic_ncols=True)
-    rows, gains, costs = [], [], []
+    specs, bar = {model: cost.paper_spec(model) for model in networks}, tqdm(disable=not progress, unit="measurement")
+    timings, gains, costs, peak = [], [], [], {}
 
     def done(what: str, act: Callable, *arguments):
         bar.set_description(what)
@@ -265,29 +268,31 @@ def run(device: torch.device, quick: bool = False, networks: Sequence[str] | Non
         return result
 
     def kept() -> dict:
-        machine["seconds"] = round(time.perf_counter() - began, 3)
-        keep(result := {"machine": machine, "rows": rows, "techniques": gains, "costs": costs})
+        machine = provenance(synthetic(1, 1), device, "paper", time.perf_counter() - began) | peak | {
+            "cores": cores(), "quick": quick, "blocks": how.blocks, "steps": {name: how.steps(specs[name]) for name in specs}}
+        keep(result := {"machine": machine, "rows": [row(*what, device, peak) for what in timings], "techniques": gains,
+                        "costs": costs})
         return result
 
-    peak = done("peak rates", peaks, device)
-    machine = provenance(synthetic(1, 1), device, "paper", 0.0) | peak | {
-        "cores": cores(), "quick": quick, "blocks": how.blocks, "steps": {model: how.steps(spec) for model, spec in specs.items()}}
-    kept()  # what cannot be kept is found out now
+    def find_peaks() -> dict:
+        for name, rate in done("peak rates", peaks, device).items():
+            peak[name] = max(rate, peak.get(name, 0.0))
+        return kept()
+
+    find_peaks()
     for model, spec in specs.items():
-        plain, fitting, about = done(f"{model}, plain loop", plain_loop, spec, device, how), {}, {"model": model, "device": device.type}
+        plain, fitting = done(f"{model}, plain loop", plain_loop, spec, device, how), {}
         for n in replicas:
             try:
                 fitting[n] = done(f"{model}, replicas: {n}", measure_all, Case(spec, n), device, how)
-                rows.append(about | {"replicas": n} | row(Case(spec, n), device, fitting[n], plain, peak))
             except RuntimeError as error:
                 if not ran_out(error):
                     raise
-                rows.append(about | {"replicas": n, "steps_per_s": None, "ratio_to_plain_loop": None,
-                                     "note": "does not fit into memory"})
+            timings.append((Case(spec, n), fitting.get(n), plain))
             kept()
         if not fitting:
             continue
-        (alone, first), test_images = min(fitting.items()), cost.images(spec)[1]
+        (alone, first), test_images, about = min(fitting.items()), cost.images(spec)[1], {"model": model, "device": device.type}
         step = first.step / alone
         costs += [about | {"cost": what, "ms": 1e3 * seconds, "training_steps": seconds / step} for what, seconds in (
             ("training step", step), ("event, without its test passes", first.event),
@@ -301,8 +306,9 @@ def run(device: torch.device, quick: bool = False, networks: Sequence[str] | Non
                 gains.append(about | {"replicas": n, "technique": name, "steps_per_s": n / fitting[n].step,
                                       "steps_per_s_without": n / slower, "gain": slower / fitting[n].step})
                 kept()
+    result = find_peaks()  # again: whatever else the machine did can only have slowed one of the two
     bar.close()
-    return kept()
+    return result
 
 
 def report(result: dict) -> str:
@@ -310,6 +316,7 @@ def report(result: dict) -> str:
     machine = result["machine"]
     parts = [f"{machine['device']}, {machine['cores']} cores, torch {machine['versions']['torch']}, {machine['finished']}; "
              f"{machine['peak_operations_per_s'] / 1e12:.3g} TFLOP/s, {machine['peak_bytes_per_s'] / 1e9:.3g} GB/s measured"]
-    parts += [pd.DataFrame(result[name]).to_string(index=False, float_format="{:.3g}".format, na_rep="")
+    constant = ["device", "batch_size", "precision", "operations_per_step", "bytes_per_step", "operations_per_run"]
+    parts += [pd.DataFrame(result[name]).drop(columns=constant, errors="ignore").to_string(index=False, float_format="{:.3g}".format, na_rep="")
               for name in ("rows", "techniques", "costs") if result[name]]
     return "\n\n".join(parts)

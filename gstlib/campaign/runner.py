@@ -8,21 +8,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
 from tqdm import tqdm
 
 from gstlib import data, experiments
-from gstlib.bench import measure as bench
 from gstlib.campaign import executors
 from gstlib.campaign.executors import EXECUTORS
 from gstlib.campaign.leases import Leases
 from gstlib.errors import InputError, check_choice
 from gstlib.experiments import Labelled
 from gstlib.spec import RunSpec
-from gstlib.store import Store
-from gstlib.training import train
+from gstlib.store import DamagedRun, Store
+from gstlib.training import pace, train
 from gstlib.training.checkpoint import Checkpoints
 from gstlib.training.engine import cores, pick_device
 
@@ -51,12 +51,17 @@ class Outcome:
 def missing(store: Store, runs: Iterable[Labelled]) -> list[Labelled]:
     """The runs that `store` lacks, each specification once, in the order given.
 
-    Stored ones are read and verified: a damaged one is set aside, and lacks.
+    Stored ones are read and verified: a damaged one is reported, and lacks.
+    Raises `NewerSchema` where a newer gstlib's file is in a run's place.
     """
     once: dict[str, Labelled] = {}
     for labelled in runs:
         once.setdefault(labelled.spec.id, labelled)
-    return [labelled for run_id, labelled in once.items() if not store.whole(run_id)]
+    stored = {run_id for run_id, _ in store.runs(once)}
+    for run_id in once.keys() - stored:
+        with suppress(KeyError, DamagedRun):
+            store.read(run_id)
+    return [labelled for run_id, labelled in once.items() if run_id not in stored]
 
 
 def plan(figures: Iterable[str], profile: str, source: str | None = None, seeds=None,
@@ -247,7 +252,7 @@ class _Clock:
         if train.shape(spec) not in self.seconds:
             if self.device is None:  # others train: nothing to measure on, and checkpoints keep what does not end
                 return True
-            self.seconds[train.shape(spec)] = bench.seconds_per_run(spec, self.device, len(group))
+            self.seconds[train.shape(spec)] = pace.seconds_per_run(spec, self.device, len(group))
         left = 1 - epoch / spec.optimiser.epochs
         return time.monotonic() + len(group) * left * self.seconds[train.shape(spec)] < self.deadline
 
@@ -405,7 +410,7 @@ class Work:
             run_id = labelled.spec.id
             if not self.leases.take(run_id):
                 self._elsewhere.append(labelled)
-            elif run_id in self.store:  # another finished it since
+            elif any(self.store.runs([run_id])):  # another finished it since
                 self.leases.release(run_id)
                 self.outcome.stored += 1
                 self.show.stands(run_id)

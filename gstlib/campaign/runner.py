@@ -15,7 +15,6 @@ import torch
 from tqdm import tqdm
 
 from gstlib import data, experiments
-from gstlib.bench import measure as bench
 from gstlib.campaign import executors
 from gstlib.campaign.executors import EXECUTORS
 from gstlib.campaign.leases import Leases
@@ -23,7 +22,7 @@ from gstlib.errors import InputError, check_choice
 from gstlib.experiments import Labelled
 from gstlib.spec import RunSpec
 from gstlib.store import DamagedRun, Store
-from gstlib.training import train
+from gstlib.training import pace, train
 from gstlib.training.checkpoint import Checkpoints
 from gstlib.training.engine import cores, pick_device
 
@@ -253,7 +252,7 @@ class _Clock:
         if train.shape(spec) not in self.seconds:
             if self.device is None:  # others train: nothing to measure on, and checkpoints keep what does not end
                 return True
-            self.seconds[train.shape(spec)] = bench.seconds_per_run(spec, self.device, len(group))
+            self.seconds[train.shape(spec)] = pace.seconds_per_run(spec, self.device, len(group))
         left = 1 - epoch / spec.optimiser.epochs
         return time.monotonic() + len(group) * left * self.seconds[train.shape(spec)] < self.deadline
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gstlib import experiments
-from gstlib.bench import measure as bench
+from gstlib.training import pace
 from gstlib.campaign import runner
 from gstlib.errors import InputError
 from gstlib.experiments import Labelled
@@ -88,7 +88,7 @@ def test_one_diverging_run_does_not_take_its_company_along(tmp_path, digits, tin
 
 
 def test_what_cannot_end_in_time_is_begun_last_or_not_at_all(tmp_path, digits, runs, tiny_spec, monkeypatch):
-    monkeypatch.setattr(bench, "seconds_per_run", lambda spec, device, replicas: 3600.0 if spec.optimiser.epochs == 3 else 0.01)
+    monkeypatch.setattr(pace, "seconds_per_run", lambda spec, device, replicas: 3600.0 if spec.optimiser.epochs == 3 else 0.01)
     long = Labelled("long", tiny_spec(optimiser=OptimiserSpec(epochs=3, batch_size=32)))
     store = Store(tmp_path)
     outcome = run(store, [long, runs[0]], digits, workers=1, time_limit=5, partial=False)
@@ -98,7 +98,7 @@ def test_what_cannot_end_in_time_is_begun_last_or_not_at_all(tmp_path, digits, r
 
 
 def test_work_in_progress_at_the_limit_goes_on_next_time(tmp_path, digits, tiny_spec, monkeypatch):
-    monkeypatch.setattr(bench, "seconds_per_run", lambda spec, device, replicas: 3600.0)
+    monkeypatch.setattr(pace, "seconds_per_run", lambda spec, device, replicas: 3600.0)
     long = Labelled("long", tiny_spec(optimiser=OptimiserSpec(epochs=60, batch_size=32)))
     store = Store(tmp_path)
     outcome = run(store, [long], digits, workers=1, time_limit=1 / 60)

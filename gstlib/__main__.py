@@ -7,13 +7,12 @@ import json
 import os
 import signal
 import sys
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
 
 import pandas as pd
 
 from gstlib import experiments, files
-from gstlib.data import identity
 from gstlib.errors import InputError
 from gstlib.spec import RunSpec
 from gstlib.store import Store
@@ -22,9 +21,10 @@ RESULTS = "results"
 
 
 def _runs(args) -> list[tuple[str, experiments.Labelled]]:
-    """(figure, labelled run) of everything asked for; `runner.plan` without the images, hence without torch."""
-    return experiments.listed(_figures(args), args.profile, args.seeds,
-                              lambda own: identity.identify(args.data or own))[0]
+    """(figure, labelled run) of everything asked for."""
+    from gstlib.campaign import todo
+
+    return todo.plan(_figures(args), args.profile, args.data, args.seeds)[0]
 
 
 def _figures(args) -> list[str]:
@@ -60,21 +60,15 @@ def command_list(args) -> int:
 def _list_campaign(args, store: Store) -> int:
     """What the campaign lacks, in order, with the seconds each run would take on the device at hand: its share of a
     lockstep group's time on a GPU, alone on a CPU."""
-    from gstlib.bench import measure as bench
-    from gstlib.campaign import runner
-    from gstlib.training import train
+    from gstlib.campaign import runner, todo
+    from gstlib.training import pace
     from gstlib.training.engine import pick_device
 
-    device = pick_device(args.device)
-    lacking = runner.campaign(store, args.data)
-    cost = {}
-    for _, run in lacking:
-        if train.shape(run.spec) not in cost:
-            cost[train.shape(run.spec)] = bench.seconds_per_run(run.spec, device, runner.REPLICAS)
+    device, stored = pick_device(args.device), set(store.ids())
     frame = pd.DataFrame([{
         "figure": stage.figure, "profile": stage.profile, "label": run.label, "seed": run.spec.seed, "id": run.spec.id,
-        "model": run.spec.model.name, "seconds": round(cost[train.shape(run.spec)], 1),
-    } for stage, run in lacking])
+        "model": run.spec.model.name, "seconds": round(pace.seconds_per_run(run.spec, device, runner.REPLICAS), 1),
+    } for stage, run in todo.campaign(device.type, args.data) if run.spec.id not in stored])
     _print(frame, args.json)
     if not args.json and len(frame):
         print(f"{len(frame)} runs, {frame['seconds'].sum() / 3600:.1f} hours one after the other on {device} (measured on a few steps)")
@@ -86,17 +80,16 @@ def command_run(args) -> int:
     from gstlib.campaign import runner
 
     store = Store(args.results)
-    options = {"workers": args.workers, "replicas": args.replicas, "time_limit": args.time_limit, "quiet": args.quiet,
-               "executor": args.executor, "address": args.address, "gpus_per_group": args.gpus_per_group,
-               "checkpoint_every": args.checkpoint_every}
+    options = {name: getattr(args, name) for name in ("workers", "replicas", "time_limit", "quiet", "executor", "address",
+                                                      "gpus_per_group", "checkpoint_every")}
     if args.campaign:
         outcome = runner.run_campaign(store, args.data, args.device, **options)
     else:
         outcome = runner.train_missing(store, _figures(args), args.profile, args.data, args.seeds, args.device, **options)
-    print(f"{len(outcome.trained)} runs trained, {outcome.stored} were stored already, "
-          f"{len(outcome.left)} left for lack of time, {len(outcome.failed)} failed; results in {store.path}")
     for run_id, why in outcome.failed.items():
         print(f"failed: {run_id}: {why}", file=sys.stderr)
+    print(f"{len(outcome.trained)} runs trained, {outcome.stored} were stored already, "
+          f"{len(outcome.left)} left for lack of time, {len(outcome.failed)} failed; results in {store.path}")
     return 1 if outcome.failed else 0
 
 
@@ -244,21 +237,48 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code (2: bad input, 130 or 143: interrupted by SIGINT or SIGTERM)."""
-    args = parser().parse_args(argv)
-    try:
-        return args.function(args)
-    except InputError as error:
-        print(f"gstlib: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as interrupt:
-        print("gstlib: interrupted; finished runs are stored, runs in progress keep their checkpoints, "
-              "the same command goes on from there", file=sys.stderr)
-        return 128 + getattr(interrupt, "signum", signal.SIGINT)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+class _Forgiving:
+    """A stream whose reader may be gone: what cannot be said is dropped, and work goes on."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            return self.stream.write(text)
         return 0
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self.stream.flush()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code (2: bad input, 130 or 143: interrupted by SIGINT or SIGTERM,
+    141: nobody read to the end)."""
+    args = parser().parse_args(argv)
+    with redirect_stderr(_Forgiving(sys.stderr or open(os.devnull, "w"))):
+        try:
+            code = args.function(args)
+            print(end="", flush=True)
+            return code
+        except InputError as error:
+            print(f"gstlib: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt as interrupt:
+            print("gstlib: interrupted; finished runs are stored, runs in progress keep their checkpoints, "
+                  "the same command goes on from there", file=sys.stderr)
+            return 128 + getattr(interrupt, "signum", signal.SIGINT)
+        except OSError as error:
+            with suppress(OSError):  # what is left to be written would fail again at the end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if isinstance(error, BrokenPipeError):
+                return 128 + signal.SIGPIPE
+            print(f"gstlib: {error}", file=sys.stderr)
+            return 1
 
 
 if __name__ == "__main__":

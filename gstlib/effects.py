@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from gstlib.masking import MaskedLayer
-from gstlib.spec import check_effect
+from gstlib.pruning import check_effect
 
 
 @dataclass
@@ -36,11 +36,17 @@ class Effect:
     * "remove-weights": weights masked for good, batch normalisation left alone (Figure 5's prune L);
     * "zero": weights set to 0 and held there for `batches` batches, then trained on from 0;
     * "zero-restore": the same, then set back to what they were;
-    * "gaussian": normal noise on the weights, mean 0, standard deviation that
-      of an untouched filter of the same layer (the mean over the filters no
-      event has targeted yet).  `batches` = 0 adds it once to the stored
-      weights; otherwise the forward pass sees fresh noise in each of
-      `batches` batches and the stored weights train on beneath it.
+    * "gaussian": normal noise added to the stored weights, where it stays and
+      trains on: once for `batches` = 0, else fresh noise for each of
+      `batches` training batches, the first at the event, so that in the end
+      the disturbance has sqrt(batches) times one draw's standard deviation;
+    * "gaussian-transient": noise that overlays the weights, fresh for each of
+      `batches` batches, and is gone afterwards; the stored weights train on
+      beneath it (the other reading of section 4.4).
+
+    Noise has mean 0 and the standard deviation of an untouched filter of the
+    same layer (the mean over the filters no event has targeted yet), taken
+    when the event strikes.
 
     Random numbers come from `generator` (None: torch's own).  Noise that
     lasts is drawn where the weights are, on a GPU from a generator there that
@@ -56,7 +62,7 @@ class Effect:
     @property
     def noisy(self) -> bool:
         """Whether layers must carry a noise term in their forward pass."""
-        return self.kind == "gaussian" and self.batches > 0
+        return self.kind == "gaussian-transient"
 
     @torch.no_grad()
     def apply(self, layer: MaskedLayer, units: torch.Tensor) -> None:
@@ -65,7 +71,7 @@ class Effect:
             layer.remove(units)
         elif self.kind == "remove-weights":
             layer.remove(units, weights_only=True)
-        elif self.kind == "gaussian":
+        elif self.kind.startswith("gaussian"):
             self._strike_gaussian(layer, units)
         else:
             self._strike_zero(layer, units)
@@ -83,20 +89,21 @@ class Effect:
         weights = layer.parameter[untouched].flatten(1)
         # a filter of one weight has no deviation of its own; the layer's stands in
         sd = float(weights.std(dim=1).mean() if weights.shape[1] > 1 else weights.std(correction=0))
-        if self.batches == 0:
-            device = None if self.generator is None else self.generator.device
-            draw = torch.randn(layer.parameter[units].shape, generator=self.generator, device=device)
-            layer.parameter[units] += (sd * draw).to(layer.parameter)
-            return
-        self.active.append(Disturbance(layer, units, self.batches, sd=sd))
-        self._refresh(self.active[-1])
+        disturbance = Disturbance(layer, units, self.batches, sd=sd)
+        if self.batches:
+            self.active.append(disturbance)
+        self._draw(disturbance)
 
-    def _refresh(self, disturbance: Disturbance) -> None:
-        """Fresh noise on the disturbed units; asks the device nothing."""
-        noise, places = disturbance.layer.noise, disturbance.places
-        shape = (len(places), *noise.shape[1:])
-        draw = torch.randn(shape, generator=self._generator(noise.device), device=noise.device)
-        noise.index_copy_(0, places, (disturbance.sd * draw).to(noise.dtype))
+    def _draw(self, disturbance: Disturbance) -> None:
+        """Fresh noise on the disturbed units, over their weights or into them; asks the device nothing."""
+        stored, places = disturbance.layer.parameter, disturbance.places
+        shape = (len(places), *stored.shape[1:])
+        draw = torch.randn(shape, generator=self._generator(stored.device), device=stored.device)
+        draw = (disturbance.sd * draw).to(stored.dtype)
+        if self.noisy:
+            disturbance.layer.noise.index_copy_(0, places, draw)
+        else:
+            stored.index_add_(0, places, draw)
 
     def _generator(self, device: torch.device) -> torch.Generator | None:
         if self.generator is None or device == self.generator.device:
@@ -113,16 +120,17 @@ class Effect:
             disturbance.batches -= 1
             if disturbance.batches > 0:
                 still.append(disturbance)
-                if self.kind == "gaussian":
-                    self._refresh(disturbance)
+                if self.kind.startswith("gaussian"):
+                    self._draw(disturbance)
             else:
                 self._release(disturbance)
         self.active = still
 
     def _release(self, disturbance: Disturbance) -> None:
         layer, units = disturbance.layer, disturbance.units
-        if self.kind == "gaussian":
-            layer.noise[units] = 0
+        if self.kind.startswith("gaussian"):
+            if self.noisy:
+                layer.noise.index_fill_(0, disturbance.places, 0)
             return
         # Adam's moments moved the stored weights while the mask hid them
         layer.parameter[units] = 0 if disturbance.saved is None else disturbance.saved

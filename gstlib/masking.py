@@ -9,7 +9,9 @@ can trace; nothing is subclassed or patched.
 
 from __future__ import annotations
 
+import inspect
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -107,9 +109,15 @@ class Mask(nn.Module):
         return masked if self.noise is None else masked + self.noise
 
 
+def _score(name: str) -> Callable[..., torch.Tensor]:
+    """The function of `gstlib.scores` that a score's name means; its argument names say what it needs."""
+    return getattr(scores, name.replace("-", "_"))
+
+
 def check_score(model: nn.Module, unit: Unit, score: str) -> None:
-    """Raise `InputError` when `score` is "ebn" and the layer has no batch normalisation with a scale and shift."""
-    if score == "ebn" and (not unit.batch_norm or model.get_submodule(unit.batch_norm).weight is None):
+    """Raise `InputError` when `score` needs a scale and shift and no batch normalisation that has them follows the layer."""
+    needs = inspect.signature(_score(score)).parameters
+    if "gamma" in needs and (not unit.batch_norm or model.get_submodule(unit.batch_norm).weight is None):
         raise InputError(f"layer {unit.layer!r} is not followed by batch normalisation with a scale and shift, "
                          "so E[BN] is undefined there; use score 'l2' or 'l1'")
 
@@ -189,9 +197,17 @@ class MaskedLayer:
     @torch.no_grad()
     def scores(self) -> torch.Tensor:
         """One score per unit (see `gstlib.scores`), from the parameters without noise."""
-        if self.score == "ebn":
-            return scores.ebn(self.batch_norm.weight, self.batch_norm.bias)
-        return getattr(scores, self.score)(self.parameter * self.weight_mask)
+        function = _score(self.score)
+        offered = {"weight": self.parameter * self.weight_mask}
+        if self.batch_norm is not None:
+            offered |= {"gamma": self.batch_norm.weight, "beta": self.batch_norm.bias}
+        return function(**{name: offered[name] for name in inspect.signature(function).parameters})
+
+    def negative_scales(self) -> float:
+        """How many of the filters present have a negative scale (gamma); nan without batch normalisation."""
+        if self.batch_norm is None or self.structure != "filter":
+            return float("nan")
+        return float((self.batch_norm.weight[self.present] < 0).sum())
 
     @torch.no_grad()
     def remove(self, units: torch.Tensor, weights_only: bool = False) -> None:

@@ -9,10 +9,9 @@ from torch import nn
 
 from gstlib import masking
 from gstlib.effects import Effect
-from gstlib.errors import InputError, check_choice
+from gstlib.errors import InputError
 from gstlib.masking import MaskedLayer
-from gstlib.pruning import Schedule, select
-from gstlib.spec import SCORES, TARGETS
+from gstlib.pruning import Schedule, check_method, deciles, select
 
 
 class Pruner:
@@ -53,13 +52,9 @@ class Pruner:
         seed: int = 0,
         batches: int = 0,
     ):
-        check_choice("structure", structure, SCORES)
         if structure == "weight" and score == "ebn":
             score = "magnitude"
-        check_choice(f"score for structure {structure!r}", score, SCORES[structure])
-        check_choice("target", target, TARGETS)
-        if structure == "weight" and effect != "remove":
-            raise InputError(f"effect {effect!r} acts on whole filters; use structure 'filter'")
+        check_method(target, score, structure, effect, batches)
         self.schedule, self.target = schedule, target
         self.generator = torch.Generator().manual_seed(seed)
         self.effect = Effect(effect, batches, self.generator)
@@ -77,42 +72,48 @@ class Pruner:
         for name in layers:
             masking.check_score(model, units[name], score)
         self.layers = [MaskedLayer(model, units[name], structure, score, self.effect.noisy) for name in layers]
+        order = list(units)
+        self._forward = sorted(range(len(layers)), key=lambda i: order.index(layers[i]))
 
     def batch(self) -> None:
         """Count one training batch, after the optimiser's step."""
         self.effect.tick()
 
-    @torch.no_grad()
-    def epoch(self, n: int, evaluate: Callable[[], float]) -> list[dict]:
-        """Do what the schedule has for the end of epoch `n` (from 0); returns one row per layer that had an event.
-
-        `evaluate()` gives the test accuracy (0 … 1); it is called twice at an
-        event, before and after, and not at all otherwise.  Columns: epoch,
-        layer, units, removed, removed_total, mean_score, t_pre, t_post and
-        decile_0 … decile_9, the mean score in each tenth of the units present
-        before the event.
-        """
-        if not self.schedule.is_event(n):
-            return []
+    def due(self, n: int) -> list[tuple[MaskedLayer, int]]:
+        """The layers struck after epoch `n` (from 0), in forward order, each with the number of units to be taken."""
         sizes = [layer.size for layer in self.layers]
         before, after = self.schedule.removed(sizes, n - 1), self.schedule.removed(sizes, n)
-        t_pre = float(evaluate())
-        rows = []
-        for index, layer in enumerate(self.layers):
-            if n not in self.schedule.event_epochs(index):
-                continue
+        return [(self.layers[i], after[i] - before[i]) for i in self._forward if n in self.schedule.event_epochs(i)]
+
+    @torch.no_grad()
+    def epoch(self, n: int, evaluate: Callable[[], float]) -> list[dict]:
+        """Do what the schedule has for the end of epoch `n` (from 0); returns one row per layer struck.
+
+        Where several layers have their turn they are struck one after the
+        other in forward order with a test pass between, so that each row has
+        its own t_pre and t_post.  `evaluate()` gives the test accuracy
+        (0 … 1); it is called before the first strike and after every strike
+        that took something, and not at all without an event.  Columns: epoch,
+        layer, units, removed, removed_total, mean_score, negative_scales
+        (filters present whose gamma is below 0), t_pre, t_post and decile_0 …
+        decile_9, the mean score in each tenth of the units present before.
+        """
+        rows: list[dict] = []
+        accuracy = None
+        for layer, k in self.due(n):
+            accuracy = float(evaluate()) if accuracy is None else accuracy
             scores = layer.scores()
-            units = select(scores, layer.present, after[index] - before[index], self.target, self.generator)
-            rows.append({
-                "epoch": n, "layer": layer.name, "units": layer.size, "removed": int(units.sum()),
-                "removed_total": after[index], "mean_score": float(scores[units].mean()) if units.any() else float("nan"),
-                **_deciles(scores[layer.present]),
-            })
+            units = select(scores, layer.present, k, self.target, self.generator)
+            means = deciles(scores[layer.present])
+            row = {"epoch": n, "layer": layer.name, "units": layer.size, "removed": k,
+                   "mean_score": float(scores[units].mean()) if k else float("nan"),
+                   "negative_scales": layer.negative_scales(), "t_pre": accuracy}
             layer.present &= ~units
-            self.effect.apply(layer, units)
-        t_post = float(evaluate()) if any(row["removed"] for row in rows) else t_pre
-        for row in rows:
-            row["t_pre"], row["t_post"] = t_pre, t_post
+            if k:
+                self.effect.apply(layer, units)
+                accuracy = float(evaluate())
+            rows.append(row | {"removed_total": layer.size - int(layer.present.sum()), "t_post": accuracy,
+                               **{f"decile_{i}": mean for i, mean in enumerate(means)}})
         return rows
 
     @property
@@ -164,13 +165,3 @@ def _default_layers(model: nn.Module, units: dict[str, masking.Unit], number: in
     if len(names) < number:
         raise InputError(f"the schedule has {number} layers, but only {len(names)} can be pruned by {score!r}")
     return names[-number:]
-
-
-def _deciles(scores: torch.Tensor) -> dict[str, float]:
-    ordered = scores.flatten().double().sort().values
-    n = len(ordered)
-    means = {}
-    for k in range(10):
-        part = ordered[n * k // 10: n * (k + 1) // 10]
-        means[f"decile_{k}"] = float(part.mean()) if len(part) else float("nan")
-    return means

@@ -16,7 +16,32 @@ from gstlib.errors import InputError, check_choice
 if TYPE_CHECKING:
     import torch
 
-TARGETS = ("S", "R", "L", *(f"D{k}" for k in range(11)))
+TARGETS = ("S", "R", "L", *(f"D{k}" for k in range(11)), "D9-remaining")
+SCORES = {"filter": ("ebn", "ebn-signed", "l1", "l2"), "weight": ("magnitude",)}  # by the structure of units
+# what happens to the units taken (`gstlib.effects`), and whether it lasts a number of training batches
+EFFECTS = {"remove": "never", "remove-weights": "never", "zero": "may", "zero-restore": "must", "gaussian": "may",
+           "gaussian-transient": "must"}
+
+
+def check_effect(effect: str, batches: int) -> None:
+    """Raise `InputError` when `effect` is unknown or cannot last for `batches` training batches."""
+    check_choice("effect", effect, EFFECTS)
+    if batches < 0:
+        raise InputError(f"batches must not be negative, not {batches}")
+    if batches and EFFECTS[effect] == "never":
+        raise InputError(f"effect {effect!r} is for good and takes no number of batches")
+    if EFFECTS[effect] == "must" and not batches:
+        raise InputError(f"effect {effect!r} needs a number of batches to last for")
+
+
+def check_method(target: str, score: str, structure: str, effect: str, batches: int) -> None:
+    """Raise `InputError` for an unknown way of pruning, or parts of one that do not go together."""
+    check_choice("target", target, TARGETS)
+    check_choice("structure", structure, SCORES)
+    check_choice(f"score for structure {structure!r}", score, SCORES[structure])
+    check_effect(effect, batches)
+    if effect != "remove" and structure == "weight":
+        raise InputError(f"effect {effect!r} acts on whole filters; use structure 'filter'")
 
 
 @dataclass(frozen=True)
@@ -97,9 +122,13 @@ def select(
     not (the unit with the smaller index counts as the smaller).  `target`:
     "S" the smallest scores, "L" the largest, "R" random (drawn with
     `generator`, or torch's global one), "Dk" for k = 0 … 9 upward from the
-    lower end of the k-th decile of the scores still present, "D10" downward
-    from the very largest (section A.3.2).  A window that would run past the
-    largest score is moved down to end there.
+    lower end of the k-th decile of the layer's original units: the window
+    begins at N k // 10 in the order of the scores still present, N counting
+    the units gone as well, so that ten per cent in all removes just decile k
+    (section A.3.2).  "D10" removes downward from the very largest.
+    "D9-remaining" is the other reading, whose window begins at nine tenths of
+    the units still present.  A window that would run past the largest score
+    is moved down to end there.
 
     Raises `InputError` for an unknown target, shapes that differ, scores that
     are not finite where present, or k outside 0 … number present.
@@ -129,9 +158,17 @@ def select(
         if target in ("L", "D10"):
             window = slice(n - k, n)
         else:
-            begin = 0 if target == "S" else n * int(target[1:]) // 10
+            begin = (0 if target == "S" else n * 9 // 10 if target == "D9-remaining"
+                     else flat.numel() * int(target[1:]) // 10)
             begin = min(begin, n - k)
             window = slice(begin, begin + k)
         chosen = candidates[order[window]]
     taken[chosen] = True
     return taken.view(present.shape)
+
+
+def deciles(scores: torch.Tensor) -> list[float]:
+    """Mean score in each tenth of the units, the smallest first: any shape -> ten floats (nan where a tenth is empty)."""
+    ordered = scores.flatten().double().sort().values
+    n = len(ordered)
+    return [float(ordered[n * k // 10: n * (k + 1) // 10].mean()) for k in range(10)]

@@ -57,3 +57,13 @@ def ebn(gamma: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
     phi = torch.exp(-0.5 * a * a) / math.sqrt(2 * math.pi)
     h = phi * (1 - a * math.sqrt(math.pi / 2) * torch.special.erfcx(a / math.sqrt(2)))
     return beta.clamp(min=0) + g * h.clamp(min=0)
+
+
+def ebn_signed(gamma: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
+    """E[BN] as the authors' code has it, with gamma's sign kept: gamma phi(z) + beta Phi(z), z = beta / gamma.
+
+    For gamma < 0 that is -E[BN](gamma, -beta), which is never positive: such
+    units count as the smallest.  Shapes and errors as in `ebn`.
+    """
+    sign = torch.where(gamma.detach() < 0, -1.0, 1.0).double()
+    return sign * ebn(gamma, sign * beta.detach())

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gstlib import data
-from gstlib.spec import ModelSpec, OptimiserSpec, RunSpec
+from gstlib.spec import DataSpec, ModelSpec, OptimiserSpec, RunSpec
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -38,7 +38,7 @@ def digits():
 def tiny_spec(digits):
     """A run that takes a fifth of a second: VGG11 at a sixteenth of its width, two epochs of 64 digits."""
     spec = RunSpec(
-        digits.spec(train_size=64, test_size=40), ModelSpec("vgg11", 1 / 16),
+        DataSpec(*digits.known, train_size=64, test_size=40), ModelSpec("vgg11", 1 / 16),
         OptimiserSpec(epochs=2, batch_size=32, milestones=(1,)),
     )
     return lambda **fields: dataclasses.replace(spec, **fields)

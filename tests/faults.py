@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import io
 import json
-import multiprocessing
 import os
 import random
 import resource
@@ -36,7 +35,7 @@ from gstlib.campaign import runner
 from gstlib.campaign.leases import Leases
 from gstlib.errors import InputError
 from gstlib.experiments import Labelled
-from gstlib.spec import ModelSpec, OptimiserSpec, PruningSpec, RunSpec
+from gstlib.spec import DataSpec, ModelSpec, OptimiserSpec, PruningSpec, RunSpec
 from gstlib.store import Store
 from gstlib.training import checkpoint, train
 from gstlib.training.checkpoint import Checkpoints
@@ -61,7 +60,7 @@ def campaign(first_seed: int = 0, number: int = 4) -> list[Labelled]:
     """Runs of about half a second: every kind of effect, so that every kind of state is in their checkpoints."""
     kinds = [None, EVENTS, dataclasses.replace(EVENTS, effect="gaussian", batches=5),
              dataclasses.replace(EVENTS, target="R", effect="zero-restore", batches=5)]
-    spec = RunSpec(digits().spec(train_size=64, test_size=40), ModelSpec("vgg11", 1 / 16),
+    spec = RunSpec(DataSpec(*digits().known, train_size=64, test_size=40), ModelSpec("vgg11", 1 / 16),
                    OptimiserSpec(epochs=12, batch_size=32, milestones=(6,)))
     return [Labelled(f"run {i}", dataclasses.replace(spec, pruning=kinds[i % 4], seed=first_seed + i))
             for i in range(number)]
@@ -242,7 +241,7 @@ def pickle_planted(folder: Path, whole: Whole) -> Seen:
     buffer = io.BytesIO()
     torch.save({"run": _Trap(trap)}, buffer)
     head = {"gstlib.checkpoint": checkpoint.SCHEMA, "id": run_id, "epoch": 3, "step": 0, "kind": kept.kind}
-    head["sha256"] = checkpoint._digest(head, buffer.getvalue())
+    head["sha256"] = checkpoint.digest(head, buffer.getvalue())
     kept.file(run_id).write_bytes(json.dumps(head).encode() + b"\n" + buffer.getvalue())
     with hushed():
         go(folder, runs)

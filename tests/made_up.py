@@ -30,7 +30,7 @@ def fill(path, profile="smoke"):
     """A store with three seeds of every configuration; L r=40 falls by 20 points and ends best."""
     store, size = Store(path), experiments.profile(profile)
     data = experiments.data_spec(size, size.data, "f" * 64)
-    for number, run in enumerate(experiments.figure1_vgg11(size, data, range(3))):
+    for number, run in enumerate(experiments.figures.figure1_vgg11(size, data, range(3))):
         fall = {"S r=4": 0.01, "S r=40": 0.05, "L r=40": 0.2, "S r=4 l2": 0.02}.get(run.label, 0.0)
         write(store, run, 0.6 + fall + 0.002 * (number % 4), fall + 0.001 * run.spec.seed, profile)
     return store

@@ -13,7 +13,7 @@ from gstlib import experiments
 from gstlib.__main__ import main
 from gstlib.campaign import runner
 from gstlib.errors import InputError
-from gstlib.experiments import Experiment, Labelled, Profile
+from gstlib.experiments import Experiment, Labelled, Profile, Size
 from gstlib.spec import ModelSpec, OptimiserSpec, PruningSpec, RunSpec
 from gstlib.store import Store
 from gstlib.training import train
@@ -27,8 +27,8 @@ def tiny():
     """A profile whose runs take a fifth of a second: two epochs of 64 digits, in which r = 4 and r = 40 are one run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(experiments.PROFILES, "tiny", Profile(
-            "tiny", "tiny", "digits", divisor=160, divisor_conv4=30, width=1 / 16, train_size=64, test_size=40,
-            test_every=1, seeds=1, precision="float32", channels_last=False, batch_size=32))
+            "tiny", "tiny", "digits", Size(160, 1 / 16, 64, 32), {"conv4": Size(30, 1 / 16, 64, 32)}, test_size=40,
+            test_every=1, seeds=1, precision="float32", channels_last=False))
         yield
 
 
@@ -66,7 +66,7 @@ def trial(monkeypatch, *specs: RunSpec) -> None:
     def runs(profile, data, seeds):
         return [Labelled(f"run {n}", dataclasses.replace(spec, data=data)) for n, spec in enumerate(specs)]
 
-    monkeypatch.setitem(experiments.EXPERIMENTS, "trial", Experiment("trial", "trial", (), runs))
+    monkeypatch.setitem(experiments.EXPERIMENTS, "trial", Experiment("trial", "trial", runs))
 
 
 def printed(capsys):
@@ -80,7 +80,7 @@ def test_run_trains_and_stores_what_is_missing(results, capsys):
     store = Store(results)
     runs = [store.read(run_id) for run_id in store.ids()]
     assert len(runs) == 4 and {len(r.tables["epoch"]) for r in runs} == {2}
-    assert sorted(len(r.tables["event"]) for r in runs) == [0, 5, 5, 5]
+    assert sorted(len(r.tables["event"]) for r in runs) == [0, 2, 2, 2]
     assert {r.provenance["profile"] for r in runs} == {"tiny"} and {r.spec.model.name for r in runs} == {"vgg11"}
 
 
@@ -125,7 +125,7 @@ def test_list_takes_all_figures_when_none_is_named(results, capsys):
         command = ["list", *names, "--profile", "paper", "--data", "digits", "--results", str(results), "--json"]
         assert main(command) == 0
         counts.append(len(printed(capsys)))
-    assert counts[0] == counts[1] == 10 * (5 + 4 + 7 + 22 + 7 + 26 + 10 + 1 + 5 + 4)
+    assert counts[0] == counts[1] == 10 * (5 + 4 + 10 + 24 + 7 + 26 + 13 + 1 + 5 + 4)
 
 
 def test_list_prints_the_rates_of_the_paper(results, capsys):

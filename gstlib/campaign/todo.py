@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from gstlib import experiments
-from gstlib.data import identity
-from gstlib.data.identity import Known
+from gstlib import data, experiments
 from gstlib.experiments import Labelled, Stage
 from gstlib.spec import RunSpec
 from gstlib.store import Store
@@ -33,20 +31,19 @@ def missing(store: Store, runs: Iterable) -> list:
     return [run for run_id, run in once.items() if not store.whole(run_id)]
 
 
-def plan(figures: Iterable[str], profile: str, source: str | None = None, seeds=None) -> tuple[list[tuple[str, Labelled]], Known]:
+def plan(figures: Iterable[str], profile: str, source: str | None = None, seeds=None) -> tuple[list[tuple[str, Labelled]], data.Known]:
     """Every run of `figures` at `profile` as (figure, run), and the data; without torch where those have been seen before.
 
     source: what `data.load` takes; None: the profile's own data set.
     seeds: what `experiments.parse_seeds` takes; None: the profile's number.
     """
-    return experiments.listed(figures, profile, seeds, lambda own: identity.identify(source or own))
+    return experiments.listed(figures, profile, seeds, lambda own: data.identify(source or own))
 
 
 def campaign(device: str, source: str | None = None) -> list[tuple[Stage, Labelled]]:
     """Every run of the campaign for this type of device (cpu, cuda) with the first stage it is for, most valuable first."""
-    stages = experiments.CAMPAIGN[device] if isinstance(experiments.CAMPAIGN, dict) else experiments.CAMPAIGN
     once: dict[str, tuple[Stage, Labelled]] = {}
-    for stage in stages:
+    for stage in experiments.CAMPAIGN[device]:
         for _, run in plan([stage.figure], stage.profile, source, stage.seeds)[0]:
             once.setdefault(run.spec.id, (stage, run))
     return list(once.values())

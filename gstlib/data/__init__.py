@@ -3,6 +3,10 @@
 `identity` imports no torch; the rest is looked up when it is asked for.
 """
 
+from importlib import import_module
+
+from gstlib.data.identity import Known, recall
+
 _ROOMS = {"Images": "sources", "SIDE": "sources", "fingerprint": "sources", "load": "sources",
           "Loader": "batches", "crop_and_flip": "batches"}
 
@@ -10,6 +14,9 @@ _ROOMS = {"Images": "sources", "SIDE": "sources", "fingerprint": "sources", "loa
 def __getattr__(name: str):
     if name not in _ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
     return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+
+
+def identify(source) -> Known:
+    """Name, fingerprint and classes of what `load(source)` finds: recalled, or else by loading, which imports torch."""
+    return recall(source) or import_module(f"{__name__}.sources").load(source).known

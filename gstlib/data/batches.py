@@ -41,10 +41,10 @@ class Loader:
         """Sizes of an epoch's training batches, in order."""
         return _sizes(len(self.y), self.batch_size)
 
-    def test_sizes(self) -> list[int]:
-        """Sizes of the test set's batches, in order."""
+    def test_sizes(self, n: int | None = None) -> list[int]:
+        """Sizes of the batches in which `n` images (None: the test set) are measured, in order."""
         # on a CPU 250 images stay in its cache: measured 1.3 times faster than 1000
-        return _sizes(len(self.test_y), 250 if self.device.type == "cpu" else 2000)
+        return _sizes(len(self.test_y) if n is None else n, 250 if self.device.type == "cpu" else 2000)
 
     def normalise(self, x: torch.Tensor) -> torch.Tensor:
         """uint8 images -> float32, zero mean and unit variance per channel."""

@@ -1,11 +1,11 @@
-"""Data sets as uint8 tensors, proven by a fingerprint; batches made where training runs.
+"""Data sets as uint8 tensors, proven by a fingerprint.
 
 * `digits`: scikit-learn's 1,797 handwritten digits, scaled up to 32x32x3, every
   fifth image of each class for testing; ships with a package, needs no files.
 * `cifar10`: CIFAR-10 as torchvision downloads and verifies it, under `root`.
 * `cifar10-folder`: any tree `train/<class>/*` and `test/<class>/*` of images
   under `root`, or a tar archive of one.  Decoded once; the decoded arrays are
-  kept in a cache and taken from there as long as the files stay the same.
+  kept in a cache for as long as the files stay the same.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from gstlib.spec import DataSpec
 
 SIDE = 32
 
-# what an archive or an image may claim, looked at before anything is unpacked
-_MEMBERS, _UNPACKED, _HEADER, _PIXELS = 200_000, 8 * 2**30, 2**20, 64_000_000
-_IN_MEMORY = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
-              tarfile.SOLARIS_XHDTYPE)
+# what an archive may claim, looked at before anything is unpacked; headers of long names are read into memory whole
+_MEMBERS, _UNPACKED, _HEADER = 200_000, 8 * 2**30, 2**16
+_IN_MEMORY = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 # PostScript is a format too, and reading it would run a program
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+_PARTS = ("train_x", "train_y", "test_x", "test_y")
 
 # sets whose origin is known by their pixels; shown wherever a number from one is
 TITLES = {
@@ -63,16 +63,16 @@ class Images:
         """Number of classes."""
         return int(self.train_y.max()) + 1
 
-    def spec(self, **fields) -> DataSpec:
-        """The `DataSpec` of this set; `fields` are sizes and augmentation."""
-        return DataSpec(self.name, self.fingerprint, classes=self.classes, **fields)
+    @property
+    def known(self) -> identity.Known:
+        """Name, fingerprint and number of classes."""
+        return identity.Known(self.name, self.fingerprint, self.classes)
 
     def to(self, device: torch.device) -> Images:
         """The same images on `device`; the object itself where they are there already."""
         if self.train_x.device == device:
             return self
-        moved = replace(self, **{name: getattr(self, name).to(device)
-                                 for name in ("train_x", "train_y", "test_x", "test_y")})
+        moved = replace(self, **{name: getattr(self, name).to(device) for name in _PARTS})
         moved.__dict__["statistics"] = self.statistics  # computed where the sums are exact and cheap
         return moved
 
@@ -91,13 +91,22 @@ class Images:
 
     def subset(self, spec: DataSpec) -> Images:
         """The class-balanced prefix that `spec` asks for. Raises `InputError` where the set is another or too small."""
+        train, test = self._chosen(spec)
+        return replace(self, train_x=self.train_x[train], train_y=self.train_y[train],
+                       test_x=self.test_x[test], test_y=self.test_y[test])
+
+    def unseen(self, spec: DataSpec) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images and labels that a run of `spec` is not trained on: all test images, then the unused training images."""
+        rest = torch.ones(len(self.train_y), dtype=torch.bool)
+        rest[self._chosen(spec)[0]] = False
+        return torch.cat([self.test_x, self.train_x[rest]]), torch.cat([self.test_y, self.train_y[rest]])
+
+    def _chosen(self, spec: DataSpec) -> tuple[torch.Tensor, torch.Tensor]:
         if spec.fingerprint != self.fingerprint:
             raise InputError(f"the run asks for data {spec.name} with fingerprint {spec.fingerprint[:12]}…, but what "
                              f"is here has {self.fingerprint[:12]}…; point --data at the set it was specified with")
-        train = _balanced(self.train_y, spec.train_size, spec.classes, "training")
-        test = _balanced(self.test_y, spec.test_size, spec.classes, "test")
-        return replace(self, train_x=self.train_x[train], train_y=self.train_y[train],
-                       test_x=self.test_x[test], test_y=self.test_y[test])
+        return (_balanced(self.train_y, spec.train_size, spec.classes, "training"),
+                _balanced(self.test_y, spec.test_size, spec.classes, "test"))
 
 
 def _balanced(labels: torch.Tensor, size: int | None, classes: int, part: str) -> torch.Tensor:
@@ -136,18 +145,19 @@ def load(source: str | os.PathLike = "digits", download: bool = True) -> Images:
     empty, lacks a part, has one class, or holds a file that is no image.
     """
     kind, path = identity.locate(source)
-    cached = None
     if kind == "digits":
-        images = _digits()
+        arrays, title = _digits(), "scikit-learn digits"
     elif kind == "cifar10":
-        images = _cifar10(path, download and os.fspath(source) == kind)
+        arrays, title = _cifar10(path, download and os.fspath(source) == kind), "CIFAR-10"
     else:
-        images, cached = _folder(path)
-    identity.remember(source, identity.Known(kind, images.fingerprint, images.classes), cached)
+        arrays, title = _folder(path), f"images from {path.resolve().name}"
+    proof = fingerprint(*arrays)
+    images = Images(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays), kind, proof, TITLES.get(proof, title))
+    identity.remember(kind, path, images.known)
     return images
 
 
-def _digits() -> Images:
+def _digits() -> list[np.ndarray]:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -159,10 +169,10 @@ def _digits() -> Images:
     for label in range(10):
         rank[labels == label] = np.arange((labels == label).sum())
     test = rank % 5 == 4
-    return _images(images[~test], labels[~test], images[test], labels[test], "digits", "scikit-learn digits")
+    return [images[~test], labels[~test], images[test], labels[test]]
 
 
-def _cifar10(root: Path, download: bool) -> Images:
+def _cifar10(root: Path, download: bool) -> list[np.ndarray]:
     from torchvision.datasets import CIFAR10
 
     try:
@@ -170,30 +180,19 @@ def _cifar10(root: Path, download: bool) -> Images:
     except (RuntimeError, OSError) as error:
         raise InputError(f"CIFAR-10 is not under {root} and could not be fetched ({error}); put torchvision's "
                          "cifar-10-python.tar.gz there, or point --data at a folder of images") from error
-    arrays = []
-    for part in parts:
-        arrays += [part.data.transpose(0, 3, 1, 2), np.asarray(part.targets, dtype=np.int64)]
-    return _images(*arrays, "cifar10", "CIFAR-10")
+    return [array for part in parts for array in (part.data.transpose(0, 3, 1, 2), np.asarray(part.targets, dtype=np.int64))]
 
 
-def _images(train_x, train_y, test_x, test_y, name: str, title: str, known: str | None = None) -> Images:
-    proof = known or fingerprint(train_x, train_y, test_x, test_y)
-    tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in (train_x, train_y, test_x, test_y)]
-    return Images(*tensors, name, proof, TITLES.get(proof, title))
-
-
-def _folder(path: Path) -> tuple[Images, Path | None]:
-    """Images from a tree or an archive of one, through the cache of decoded arrays; and their file there, if any."""
+def _folder(path: Path) -> list[np.ndarray]:
+    """Images from a tree or an archive of one, through the cache of decoded arrays."""
     try:
-        cached = identity.images_file(path)
+        cached = identity.place("cifar10-folder", path, "npz")
     except OSError as error:
         raise InputError(f"data {path} cannot be read: {error}") from error
-    title = f"images from {path.name}"
     if cached.exists():
         try:
             with np.load(cached, allow_pickle=False) as arrays:
-                parts = [arrays[k] for k in ("train_x", "train_y", "test_x", "test_y")]
-            return _images(*parts, "cifar10-folder", title), cached
+                return [arrays[name] for name in _PARTS]
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
             tqdm.write(f"cached images in {cached} are damaged; decoding anew", file=sys.stderr)
     if path.is_file():
@@ -202,14 +201,12 @@ def _folder(path: Path) -> tuple[Images, Path | None]:
             arrays = _decode_tree(Path(folder), shown=path)
     else:
         arrays = _decode_tree(path, shown=path)
-    images = _images(*arrays.values(), "cifar10-folder", title)
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
-        files.write_whole(cached, lambda file: np.savez(file, **arrays))
+        files.write_whole(cached, lambda file: np.savez(file, **dict(zip(_PARTS, arrays))))
     except OSError as error:
         tqdm.write(f"decoded images could not be cached in {cached.parent}: {error}", file=sys.stderr)
-        return images, None
-    return images, cached
+    return arrays
 
 
 class _Member(tarfile.TarInfo):
@@ -219,70 +216,74 @@ class _Member(tarfile.TarInfo):
     def frombuf(cls, buf, encoding, errors):
         header = super().frombuf(buf, encoding, errors)
         if header.size > _HEADER and header.type in _IN_MEMORY:
-            raise _Unsafe(f"a header claims {header.size} bytes")
+            raise tarfile.HeaderError(f"a header claims {header.size} bytes")
         return header
-
-
-class _Unsafe(Exception):
-    """Why an archive is not unpacked."""
 
 
 def _unpack(path: Path, folder: Path) -> None:
     """Unpack the files and folders of a tar archive into `folder`, each member judged before it is written."""
     try:
-        try:
-            opened = tarfile.open(path, tarinfo=_Member)
-        except tarfile.ReadError as error:
-            raise InputError(f"data {path} is neither a folder nor a tar archive") from error
+        opened = tarfile.open(path, tarinfo=_Member)
+    except tarfile.ReadError as error:
+        raise InputError(f"data {path} is neither a folder nor a tar archive") from error
+    except (OSError, EOFError, lzma.LZMAError, zlib.error, tarfile.TarError) as error:
+        raise InputError(f"archive {path} cannot be unpacked safely: {error}") from error
+    try:
         with opened as archive:
             size = 0
             for number, member in enumerate(archive):
                 size += member.size
                 if number >= _MEMBERS or size > _UNPACKED:
-                    raise _Unsafe(f"it claims more than {_MEMBERS} members or {_UNPACKED // 2**30} GiB")
+                    raise ValueError(f"it claims more than {_MEMBERS} members or {_UNPACKED // 2**30} GiB")
                 if not (member.isreg() or member.isdir()):
-                    raise _Unsafe(f"{member.name[:100]!r} is neither a file nor a folder")
+                    raise ValueError(f"{member.name[:100]!r} is neither a file nor a folder")
                 archive.extract(member, folder, filter="data")
-    except InputError:
-        raise
-    except (tarfile.TarError, _Unsafe, OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
+                archive.members = []  # else every header read so far stays in memory
+    except (tarfile.TarError, OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
         raise InputError(f"archive {path} cannot be unpacked safely: {error}") from error
 
 
-def _decode_tree(root: Path, shown: Path) -> dict[str, np.ndarray]:
-    arrays: dict[str, np.ndarray] = {}
-    classes: list[str] | None = None
+def _decode_tree(root: Path, shown: Path) -> list[np.ndarray]:
+    from torchvision.datasets.folder import make_dataset
+
+    arrays: list[np.ndarray] = []
+    known: list[str] = []
     for part in ("train", "test"):
         folder = root / part
         if not folder.is_dir():
             raise InputError(f"data {shown} has no folder {part!r}; it needs train/<class>/* and test/<class>/*")
-        names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-        if len(names) < 2:
-            raise InputError(f"data {shown} has {len(names)} class folders under {part!r}, but needs at least two")
-        if classes is not None and names != classes:
-            raise InputError(f"data {shown}: train and test differ in classes {sorted(set(names) ^ set(classes))}")
-        classes = names
-        files = [(p, label) for label, name in enumerate(names)
-                 for p in sorted((folder / name).iterdir()) if not p.name.startswith(".")]
-        missing = set(range(len(names))) - {label for _, label in files}
-        if missing:
-            raise InputError(f"data {shown}: class {names[min(missing)]!r} of {part!r} is empty")
-        pixels = np.empty((len(files), 3, SIDE, SIDE), np.uint8)
-        for index, (file, _) in enumerate(tqdm(files, desc=f"decoding {part}", unit="image", leave=False,
-                                                  mininterval=1)):
-            pixels[index] = _decode(file, shown=shown / file.relative_to(root))
-        arrays[f"{part}_x"] = pixels
-        arrays[f"{part}_y"] = np.asarray([label for _, label in files], np.int64)
+        classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+        if len(classes) < 2:
+            raise InputError(f"data {shown} has {len(classes)} class folders under {part!r}, but needs at least two")
+        if known and classes != known:
+            raise InputError(f"data {shown}: train and test differ in classes {sorted(set(classes) ^ set(known))}")
+        known = classes
+        try:
+            found = make_dataset(str(folder), {name: label for label, name in enumerate(classes)},
+                                 is_valid_file=lambda file: not os.path.basename(file).startswith("."))
+        except FileNotFoundError as error:
+            raise InputError(f"data {shown}, {part}: a class is empty ({error})") from error
+        pixels = np.empty((len(found), 3, SIDE, SIDE), np.uint8)
+        bar = tqdm(found, desc=f"decoding {part}", unit="image", leave=False, mininterval=1)
+        for index, (file, _) in enumerate(bar):
+            pixels[index] = _decode(Path(file), shown=shown / Path(file).relative_to(root))
+        arrays += [pixels, np.asarray([label for _, label in found], np.int64)]
     return arrays
 
 
 def _decode(file: Path, shown: Path) -> np.ndarray:
-    from PIL import Image
+    """One image as uint8 (3, 32, 32), seen as a viewer shows it. Raises `InputError` by name for what is none."""
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(file, formats=_FORMATS) as image:
-            if image.size[0] * image.size[1] > _PIXELS:
-                raise ValueError(f"it claims {image.size[0]}x{image.size[1]} pixels")
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I;16") or image.mode == "I" and image.getextrema()[1] < 2**16:
+                image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+            if image.mode in ("I", "F"):
+                raise ValueError(f"its pixels are of type {image.mode}, neither 8 nor 16 bits")
+            if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
+                raise ValueError("it has transparent pixels, whose colour is not known")
             image = image.convert("RGB")
             if image.size != (SIDE, SIDE):
                 image = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR)

@@ -41,13 +41,13 @@ from gstlib.errors import InputError
 from gstlib.spec import RunSpec
 
 SCHEMA = 1
-TABLES = ("epoch", "event", "histogram")
-_WHOLE = ("epoch", "units", "removed", "removed_total", "parameters", "layer_index", "count")
+TABLES = ("epoch", "event", "histogram", "final")
+_WHOLE = ("epoch", "units", "removed", "removed_total", "parameters", "layer_index", "count", "images")
 _TEXTS = ("layer", "table")
 # what every reader of a run relies on
 _NEEDED = {"epoch": ("epoch", "train_accuracy", "test_accuracy", "parameters"),
            "event": ("epoch", "layer", "removed", "t_pre", "t_post"),
-           "histogram": ("epoch", "layer", "layer_index", "left", "right", "count")}
+           "histogram": ("epoch", "layer", "layer_index", "left", "right", "count"), "final": ("images", "accuracy")}
 _ABOUT = ("profile", "data_title", "device", "finished", "commit")
 
 # a run of 325 epochs is some 30 kB and 2,000 rows; what claims much more is none

@@ -13,7 +13,6 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import sys
 from contextlib import suppress
 from functools import cache
@@ -31,10 +30,6 @@ _HEADER = 4096  # bytes that the first line may have at most
 _SOURCES = ("*.py", "data/*.py", "training/*.py")  # what decides what training computes: the paper's core, batches, steps
 
 
-class DamagedCheckpoint(InputError):
-    """A checkpoint that is not what was written."""
-
-
 @cache
 def code() -> str:
     """sha256 (hex) over the sources that decide what training computes."""
@@ -49,7 +44,8 @@ class Checkpoints:
     """The checkpoints under `folder`, for runs on a device of type `device`; `every`: seconds between two of a run.
 
     A checkpoint of other code, another torch or another type of device is
-    passed over: a run is wholly of one kind or it is begun anew.
+    passed over, and so is, with a message, one that is not as it was written:
+    a run is wholly of one kind or it is begun anew.
     """
 
     def __init__(self, folder: str | os.PathLike, device: str, every: float = 300.0):
@@ -60,29 +56,21 @@ class Checkpoints:
         self.kind = {"code": code(), "torch": version("torch"), "device": device}
 
     def file(self, run_id: str) -> Path:
-        """Where the checkpoint of `run_id` is kept. Raises `InputError` for what is no id."""
-        if len(run_id) != 16 or set(run_id) - set("0123456789abcdef"):
-            raise InputError(f"{run_id!r} is no run id (16 hexadecimal digits)")
+        """Where the checkpoint of `run_id` is kept."""
         return self.folder / f"{run_id}.ckpt"
 
     def position(self, run_id: str) -> tuple[int, int]:
-        """(epoch, steps of it done) at which a run would go on; (0, 0) without a checkpoint that it can use.
-
-        Reads the whole file: a damaged one is set aside here, with a message, and counts as none.
-        """
+        """(epoch, steps of it done) at which a run would go on; (0, 0) without a checkpoint that it can use."""
         found = self._open(run_id)
         return (0, 0) if found is None else (found[0]["epoch"], found[0]["step"])
 
     def load(self, run_id: str) -> dict | None:
         """The state last saved for `run_id`, its tensors on the CPU; None without a checkpoint that it can use."""
         found = self._open(run_id)
-        if found is None:
-            return None
         try:
-            return torch.load(io.BytesIO(found[1]), map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
-            self._set_aside(run_id, str(error).splitlines()[0])
-            return None
+            return found and torch.load(io.BytesIO(found[1]), map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds for bytes that are no state
+            return self._pass_over(run_id, str(error).splitlines()[0])
 
     def save(self, run_id: str, epoch: int, step: int, state: dict) -> bool:
         """Keep `state`: tensors, numbers, texts, lists and dicts of them. Where the folder cannot take it, the last
@@ -91,7 +79,7 @@ class Checkpoints:
         torch.save(state, buffer)
         content = buffer.getbuffer()
         head = {"gstlib.checkpoint": SCHEMA, "id": run_id, "epoch": epoch, "step": step, "kind": self.kind}
-        head["sha256"] = _digest(head, content)
+        head["sha256"] = digest(head, content)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(self.file(run_id), lambda file: file.writelines([json.dumps(head).encode(), b"\n", content]))
@@ -114,46 +102,39 @@ class Checkpoints:
     def _open(self, run_id: str) -> tuple[dict, memoryview] | None:
         """Head and content of a whole checkpoint that a run on this kind of device and code can use."""
         place = self.file(run_id)
+        if not os.path.lexists(place):
+            return None
         try:
+            if not place.is_file():  # a pipe or a device could be read for ever
+                raise ValueError("it is no file")
             raw = place.read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            _say(f"checkpoint {place} cannot be read ({error.strerror}); the run begins anew")
-            return None
-        try:
             end = raw.find(b"\n", 0, _HEADER)
             head = json.loads(raw[:max(end, 0)])
             schema, stated = head["gstlib.checkpoint"], head.pop("sha256")
             if isinstance(schema, int) and schema > SCHEMA:
-                _say(f"checkpoint {place} was written by a newer gstlib; the run begins anew")
-                return None
+                raise ValueError("a newer gstlib wrote it")
             content = memoryview(raw)[end + 1:]
-            if _digest(head, content) != stated:
+            if digest(head, content) != stated:
                 raise ValueError("its digest is another")
-            if head["id"] != run_id:
+            if head["id"] != run_id or not all(type(head[name]) is int for name in ("epoch", "step")):
                 raise ValueError(f"it is of run {head['id']}")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            self._set_aside(run_id, str(error))
-            return None
-        if head["kind"] != self.kind:
-            other = next(name for name in self.kind if head["kind"].get(name) != self.kind[name])
-            _say(f"checkpoint of run {run_id} was made with another {other}; the run begins anew")
-            return None
-        return head, content
+            other = next((name for name in self.kind if head["kind"].get(name) != self.kind[name]), None)
+            if other:
+                raise ValueError(f"it was made with another {other}")
+            return head, content
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            return self._pass_over(run_id, error)
 
-    def _set_aside(self, run_id: str, why: str) -> None:
-        place = self.file(run_id)
-        _say(f"checkpoint {place} is damaged ({why}); set aside as {place.name}.damaged, the run begins anew")
-        with suppress(OSError):
-            os.replace(place, place.with_name(place.name + ".damaged"))
+    def _pass_over(self, run_id: str, why: object) -> None:
+        _say(f"checkpoint {self.file(run_id)} is passed over ({why}); the run begins anew")
 
 
 def _say(text: str) -> None:
     tqdm.write(text, file=sys.stderr)  # which leaves a progress bar whole, and standard output to tables
 
 
-def _digest(head: dict, content) -> str:
-    digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode() + b"\n")
-    digest.update(content)
-    return digest.hexdigest()
+def digest(head: dict, content) -> str:
+    """sha256 (hex) over a checkpoint's head, its own digest apart, and its content."""
+    found = hashlib.sha256(json.dumps(head, sort_keys=True).encode() + b"\n")
+    found.update(content)
+    return found.hexdigest()

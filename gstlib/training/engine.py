@@ -18,7 +18,7 @@ import copy
 import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -86,6 +86,9 @@ class Replica:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        self.stages = list(_stages(model))
+        self._kept: list[torch.Tensor] = []  # each test batch's input to the stage that `begin_test` was told to keep
+        self._since = self._keep = 0
         self.compiled: Callable | None = None  # what whole batches go through instead of `loss`, see `_compiled`
 
     def learning_rate(self, epoch: int) -> float:
@@ -118,11 +121,23 @@ class Replica:
         self.loader.load_state_dict(state["loader"])
         self.sums.copy_(state["sums"])
 
-    def begin_test(self) -> None:
-        """Go to the first test image in evaluation mode and clear the sums."""
+    def begin_test(self, since: str | None = None, keep: str | None = None) -> None:
+        """Go to the first test image in evaluation mode and clear the sums.
+
+        `keep` names a layer that a strike will change: what reaches its stage
+        is kept, so that a later pass `since` that layer need not repeat what
+        lies before, which is the same to the last bit.
+        """
         self.model.eval()
         self.loader.begin_test()
         self.sums.zero_()
+        self._since, self._keep = self._stage(since), self._stage(keep)
+        if not self._since:
+            self._kept = []
+
+    def _stage(self, layer: str | None) -> int:
+        """The place of the stage that holds `layer`; 0, at which nothing is kept or spared, for None."""
+        return next((i for i, (name, _) in enumerate(self.stages) if layer and f"{layer}.".startswith(f"{name}.")), 0)
 
     def step(self, size: int) -> None:
         """One training step on the next `size` images."""
@@ -137,11 +152,36 @@ class Replica:
         self.sums += _sums(loss.detach() * size, logits, y)
 
     @torch.no_grad()
-    def test_step(self, size: int) -> None:
-        """Measure the next `size` test images; changes no weight and no running statistic."""
+    def test_step(self, size: int, number: int = 0) -> None:
+        """Measure the next `size` test images, batch `number` of the pass; changes no weight and no running statistic."""
         x, y = self.loader.next_test(size)
-        loss, logits = self.loss(x, y, reduction="sum")
+        loss, logits = _loss(lambda x: self._staged(x, number), x, y, self.device.type, self.precision, "sum")
         self.sums += _sums(loss, logits, y)
+
+    def _staged(self, x: torch.Tensor, number: int) -> torch.Tensor:
+        """The network's output for test batch `number`, from the stage on from which it can be another than last time."""
+        if not (self._since or self._keep):
+            return self.model(x)
+        if self._since:
+            x = self._kept[number]
+        for place, (_, stage) in enumerate(self.stages[self._since:], self._since):
+            if place == self._keep > 0:
+                self._kept[number:number + 1] = [x]
+            x = stage(x)
+        return x
+
+    @torch.no_grad()
+    def measure(self, x: torch.Tensor, y: torch.Tensor) -> Measured:
+        """Loss and accuracy over uint8 images (n, 3, 32, 32) and labels (n,), wherever they lie, in evaluation mode."""
+        self.model.eval()
+        self.sums.zero_()
+        start = 0
+        for size in self.loader.test_sizes(len(y)):
+            images, labels = (part[start:start + size].to(self.device) for part in (x, y))
+            loss, logits = self.loss(self.loader.normalise(images), labels, reduction="sum")
+            self.sums += _sums(loss, logits, labels)
+            start += size
+        return self.measured(len(y))
 
     def loss(self, x: torch.Tensor, y: torch.Tensor, reduction: str = "mean") -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy (nats) of a batch, and its logits (n, classes) in float32."""
@@ -159,6 +199,15 @@ class Replica:
     def tensors(self) -> list[torch.Tensor]:
         """Everything a step changes, the optimiser's state apart."""
         return [*self.model.parameters(), *self.model.buffers(), self.sums, self.loader.position]
+
+
+def _stages(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The modules, by name, that a network calls one after the other: sequences within sequences are taken apart."""
+    if type(model) is not nn.Sequential:
+        yield prefix.removesuffix("."), model
+        return
+    for name, part in model.named_children():
+        yield from _stages(part, f"{prefix}{name}.")
 
 
 def _loss(model: Callable, x: torch.Tensor, y: torch.Tensor, device: str, precision: str, reduction: str = "mean"):
@@ -311,12 +360,21 @@ class Engine:
                 call()
         return [replica.measured(len(self.loader.y)) for replica in self.replicas]
 
-    def test(self, index: int = 0) -> Measured:
-        """One pass of replica `index` over the test images in evaluation mode."""
+    def test(self, index: int = 0, since: str | None = None, keep: str | None = None) -> Measured:
+        """One pass of replica `index` over the test images in evaluation mode; `since`, `keep`: `Replica.begin_test`.
+
+        A captured pass is always whole.
+        """
         replica = self.replicas[index]
-        replica.begin_test()
-        for size in self.loader.test_sizes():
-            self._do("test_step", size, (index,))
+        sizes = self.loader.test_sizes()
+        if self.capture:
+            replica.begin_test()
+            for size in sizes:
+                self._do("test_step", size, (index,))
+        else:
+            replica.begin_test(since, keep)
+            for number, size in enumerate(sizes):
+                replica.test_step(size, number)
         return replica.measured(len(self.loader.test_y))
 
     def _do(self, what: str, size: int, indices) -> None:

@@ -26,12 +26,13 @@ def seconds_per_run(spec: RunSpec, device: torch.device, replicas: int = 1) -> f
     """
     whole = _SIZES.get(spec.data.name, (50_000, 10_000))
     n, test = (asked or every for asked, every in zip((spec.data.train_size, spec.data.test_size), whole))
-    epochs = range(spec.optimiser.epochs)
-    # an event is tested before and after; before is the epoch's own test
-    events = sum(map(spec.pruning.schedule.is_event, epochs)) if spec.pruning else 0
+    o, p = spec.optimiser, spec.pruning
+    images = test * sum(map(spec.tested_after, range(o.epochs))) + sum(whole)  # in the end every image once
+    if p is not None:  # a test after each strike, of which the part before its layer is saved
+        images += test * sum(len(p.schedule.event_epochs(layer)) for layer in range(len(p.layers)))
     alike = replace(spec, data=replace(spec.data, train_size=None, test_size=None), pruning=None, measures=(), seed=0)
     step, tested = _pace(alike, device, replicas if device.type == "cuda" else 1)
-    return len(epochs) * n / spec.optimiser.batch_size * step + (sum(map(spec.tested_after, epochs)) + events) * test * tested
+    return o.epochs * n / o.batch_size * step + images * tested
 
 
 @functools.cache

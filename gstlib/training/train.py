@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import nn
 
 from gstlib import models
@@ -26,10 +20,12 @@ from gstlib.pruner import Pruner
 from gstlib.spec import RunSpec
 from gstlib.training.checkpoint import Checkpoints
 from gstlib.training.engine import Engine, Measured, Replica
+from gstlib.training.measures import bn_histogram
+from gstlib.training.provenance import provenance
 
 
 class Result(NamedTuple):
-    """What a run leaves: rows by table ("epoch", "event", "histogram") and its provenance."""
+    """What a run leaves: rows by table ("epoch", "event", "histogram", "final") and its provenance."""
 
     tables: dict[str, list[dict]]
     provenance: dict
@@ -103,7 +99,10 @@ def train_group(
     event), test_accuracy_clean (noise switched off), parameters (left),
     seconds (of the group's epoch, divided by its runs).  Epochs that
     `spec.tested_after` leaves out have no test columns.  Event rows: see
-    `Pruner.epoch`.  Histogram rows: see `bn_histogram`.
+    `Pruner.epoch`.  Histogram rows: see `measures.bn_histogram`.  One final row:
+    images, accuracy and loss over every image of the set that was not trained
+    on; train_accuracy and train_loss over the training images, in evaluation
+    mode as well.
 
     With `checkpoints` the runs go on from theirs, keep new ones as often as
     those say, and end with the rows of a run never interrupted (on a CPU bit
@@ -152,7 +151,7 @@ class _Run:
         self.parameters = sum(p.numel() for p in model.parameters())
         self.pruner = _pruner(spec, model) if spec.pruning is not None else None
         self.replica = Replica(model, spec.optimiser, loader, spec.precision)
-        self.tables: dict[str, list[dict]] = {"epoch": [], "event": [], "histogram": []}
+        self.tables: dict[str, list[dict]] = {"epoch": [], "event": [], "histogram": [], "final": []}
         self.last_tested = float("nan")
 
     def state_dict(self) -> dict:
@@ -172,7 +171,14 @@ class _Run:
         if "bn-histogram" in self.spec.measures:
             self.tables["histogram"] += bn_histogram(self.model, self.replica.loader, epoch)
 
-    def end_epoch(self, epoch: int, trained: Measured, test: Callable[[], Measured]) -> None:
+    def measure_end(self, unseen: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """How good the trained network is: on the images that it never saw, and on those that it was trained on."""
+        loader = self.replica.loader
+        test, train = self.replica.measure(*unseen), self.replica.measure(loader.x, loader.y)
+        self.tables["final"].append({"images": len(unseen[1]), "accuracy": test.accuracy, "loss": test.loss,
+                                     "train_accuracy": train.accuracy, "train_loss": train.loss})
+
+    def end_epoch(self, epoch: int, trained: Measured, test: Callable[..., Measured]) -> None:
         """Test where the specification says so, let events happen, write the rows."""
         if not np.isfinite(trained.loss):
             raise InputError(f"run {self.spec.id}: the training loss is no longer finite after epoch {epoch}; "
@@ -180,9 +186,11 @@ class _Run:
         row = {"epoch": epoch, "lr": self.replica.learning_rate(epoch),
                "train_loss": trained.loss, "train_accuracy": trained.accuracy}
         tested: list[Measured] = []
+        struck = [layer.name for layer, k in self.pruner.due(epoch) if k] if self.pruner else []
 
         def evaluate() -> float:
-            tested.append(test())
+            n = len(tested)  # the pass before the first strike, then one after each
+            tested.append(test(since=struck[n - 1] if n else None, keep=struck[n] if n < len(struck) else None))
             return tested[-1].accuracy
 
         clean = None
@@ -209,7 +217,7 @@ class _Group:
                  checkpoints: Checkpoints | None = None, stop: Callable[[], bool] = lambda: False):
         self.device, self.progress, self.profile = device, progress, profile
         self.checkpoints, self.stop = checkpoints, stop
-        self.images = images.subset(specs[0].data)
+        self.images, self.unseen = images.subset(specs[0].data), images.unseen(specs[0].data)
         resident = self.images.to(device)
         self.runs = [_Run(spec, resident, device) for spec in specs]
         # epochs and steps of the next one that are done; seconds spent on them, on the epoch and in all, a run's share
@@ -231,7 +239,7 @@ class _Group:
             epoch = self.epoch
             trained = self.engine.train_epoch(epoch, ticks, self.step)
             for index, run in enumerate(self.runs):
-                run.end_epoch(epoch, trained[index], lambda: self.engine.test(index))
+                run.end_epoch(epoch, trained[index], functools.partial(self.engine.test, index))
             now = time.perf_counter()
             for run in self.runs:
                 run.tables["epoch"][-1]["seconds"] = (now - self.epoch_began) / len(self.runs)
@@ -240,6 +248,7 @@ class _Group:
             self._pause()
         for run in self.runs:
             run.measure(epochs - 1)
+            run.measure_end(self.unseen)
         seconds = (time.perf_counter() - self.began) / len(self.runs)
         about = provenance(self.images, self.device, self.profile, seconds, len(self.runs)) | {
             "resumed": self.resumed, "techniques": self.engine.techniques}
@@ -278,89 +287,3 @@ class _Group:
         self.resumed = states[0]["resumed"] + 1
         self.began = now - n * states[0]["seconds"]
         self.epoch_began = now - n * states[0]["epoch_seconds"]
-
-
-@torch.no_grad()
-def bn_histogram(model: nn.Module, loader: Loader, epoch: int, images: int = 512) -> list[dict]:
-    """How normal are normalised activations? (section A.1, Figure A1, claim C18)
-
-    For each batch normalisation, in forward order, its input over the first
-    `images` training images is centred and scaled by that batch's own mean
-    and standard deviation per channel, as in training.  Rows: epoch (-1:
-    before training), layer, layer_index, ks (Kolmogorov-Smirnov distance of
-    all these values to the standard normal), left, right, count; 80 bins
-    from -5 to 5, values outside counted in the outermost ones.
-    """
-    rows: list[dict] = []
-    edges = np.linspace(-5, 5, 81)
-
-    def record(name: str):
-        def hook(module, inputs):
-            x = inputs[0].float()
-            axes = [0, *range(2, x.dim())]
-            x = (x - x.mean(axes, keepdim=True)) / (x.var(axes, unbiased=False, keepdim=True) + module.eps).sqrt()
-            values = np.sort(x.flatten().cpu().numpy().astype(np.float64))
-            n = len(values)
-            cdf = stats.norm.cdf(values)
-            ks = float(max((np.arange(1, n + 1) / n - cdf).max(), (cdf - np.arange(n) / n).max()))
-            counts, _ = np.histogram(np.clip(values, -5, 5), edges)
-            index = len({row["layer"] for row in rows})
-            rows.extend({"epoch": epoch, "layer": name, "layer_index": index, "ks": ks, "left": left, "right": right,
-                         "count": int(count)} for left, right, count in zip(edges[:-1], edges[1:], counts))
-        return hook
-
-    norms = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
-    hooks = [module.register_forward_pre_hook(record(name)) for name, module in norms]
-    try:
-        model.eval()
-        model(loader.normalise(loader.x[:images]))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return rows
-
-
-def provenance(images: Images, device: torch.device, profile: str, seconds: float, replicas: int = 1) -> dict:
-    """Where and with what a result was made: data, device, versions, commit, date; no path and no host name."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
-    return {
-        "data": images.name, "data_title": images.title, "fingerprint": images.fingerprint,
-        "profile": profile, "device": name, "device_type": device.type, "threads": torch.get_num_threads(),
-        "seconds": round(seconds, 3), "replicas": replicas, "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit(), "python": platform.python_version(),
-        "versions": {package: _version(package) for package in ("gstlib", "torch", "torchvision", "numpy")},
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "source tree"
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
-        return names[0] if names else platform.machine()
-    except OSError:
-        return platform.processor() or platform.machine()
-
-
-def commit() -> str:
-    """The commit that gstlib's source is at, with "+changes" where gstlib/ differs from it; "unknown" outside git.
-
-    The environment variable GSTLIB_COMMIT stands in where the source travels without its history.
-    """
-    if stated := os.environ.get("GSTLIB_COMMIT"):
-        return stated
-    here = Path(__file__).parents[1]
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ".") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

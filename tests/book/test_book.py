@@ -66,7 +66,7 @@ def test_the_table_of_profiles_states_what_the_profiles_are():
     for column, name in enumerate(rows[""]):
         profile = experiments.PROFILES[name]
         data = experiments.data_spec(profile, profile.data, "0" * 64)
-        runs = {run.label: run.spec for run in experiments.figure1_vgg11(profile, data, [0])}
+        runs = {run.label: run.spec for run in experiments.figures.figure1_vgg11(profile, data, [0])}
         plain = runs["none"].optimiser
         stated = {row: cells[column] for row, cells in rows.items()}
         assert stated["Training images"] == str(profile.train_size or "all")

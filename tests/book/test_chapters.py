@@ -137,7 +137,7 @@ def test_one_changed_row_changes_number_verdict_and_figure_and_nothing_stale_sta
     pages = [ROOT / "chapters/figure1.ipynb", ROOT / "chapters/claims.ipynb"]
     given = {"profile": "quarter", "results": store.path, "output": output}
     runs = {(run.label, run.spec.seed): run.spec
-            for run in experiments.figure1_vgg11(profile, next(store.about())[1].data, range(3))}
+            for run in experiments.figures.figure1_vgg11(profile, next(store.about())[1].data, range(3))}
 
     def executed():
         results = execute_all(pages, tmp_path, **given)
@@ -164,7 +164,7 @@ def test_one_changed_row_changes_number_verdict_and_figure_and_nothing_stale_sta
 
     for spec in runs.values():
         store.file(spec.id).unlink()
-    resnet18 = experiments.figure1_resnet18(profile, found.spec.data, [0])
+    resnet18 = experiments.figures.figure1_resnet18(profile, found.spec.data, [0])
     for run in resnet18:
         write(store, run, 0.6, 0.1, "quarter")
     text, pictures = run_here(pages[0], **given | {"results": str(store.path), "output": str(output)})

@@ -130,7 +130,7 @@ def test_every_claim_has_a_page_and_the_front_page_takes_its_table_from_the_clai
 def test_a_row_a_run_with_its_figures_and_its_accuracy(tmp_path):
     store = fill(tmp_path / "results")
     found = tables.runs(store).set_index("run")
-    wanted = {run.spec.id: run for run in experiments.figure1_vgg11(SMOKE, DATA, range(3))}
+    wanted = {run.spec.id: run for run in experiments.figures.figure1_vgg11(SMOKE, DATA, range(3))}
     assert set(found.index) == set(wanted) == set(store.ids())
     for run_id, run in wanted.items():
         row, p = found.loc[run_id], run.spec.pruning
@@ -156,8 +156,8 @@ def test_a_shared_run_stands_once_and_names_every_figure_that_uses_it(tmp_path):
 def hostile_store(path) -> Store:
     """A store whose provenance was written by someone who means harm."""
     store = fill(path)
-    run = experiments.figure1_vgg11(SMOKE, DATA, [7])[1]
-    tables_of = store.read(experiments.figure1_vgg11(SMOKE, DATA, [0])[1].spec.id).tables
+    run = experiments.figures.figure1_vgg11(SMOKE, DATA, [7])[1]
+    tables_of = store.read(experiments.figures.figure1_vgg11(SMOKE, DATA, [0])[1].spec.id).tables
     about = ABOUT | {"versions": {HOSTILE: HOSTILE}} | dict.fromkeys(
         ("device", "data_title", "commit", "finished", "python", "profile"), HOSTILE)
     store.write(run.spec, about, {name: rows.to_dict("records") for name, rows in tables_of.items()})
@@ -309,7 +309,7 @@ def test_operations_and_floor_of_a_run_at_the_paper_s_scale():
         assert at_peak == pytest.approx(seconds, rel=0.02)
         assert 1 <= of.floor / at_peak < 1.2, "memory traffic can only add to it"
         assert cost.work(pruned.spec).operations > of.operations
-    conv4 = cost.work(experiments.figure2(size, DataSpec("cifar10", "0" * 64), [0])[0].spec)
+    conv4 = cost.work(experiments.figures.figure2(size, DataSpec("cifar10", "0" * 64), [0])[0].spec)
     assert conv4.floor > 1.5 * conv4.operations / cost.PEAK_OPERATIONS, "memory sets Conv4's floor"
 
 
@@ -348,13 +348,13 @@ def test_hours_say_what_they_rest_on(tmp_path):
 def test_stored_runs_tell_their_own_time(tmp_path):
     store = Store(tmp_path / "results")
     benchmark(store.path, "cpu", seconds=50_000)
-    run = experiments.figure1_vgg11(SMOKE, DATA, [0])[0]
+    run = experiments.figures.figure1_vgg11(SMOKE, DATA, [0])[0]
     store.write(run.spec, ABOUT | {"seconds": 36.0}, epochs(run.spec))
     found = cost.table(store, "smoke").set_index("figure").loc["figure1-vgg11"]
     assert found["cpu_basis"] == "measured" and found["cpu"] == pytest.approx(found["runs"] * 36 / 2 / 3600)
     (name, ratio), = cost.stored_over_benchmark(store).items()
     assert name == "vgg11, width 0.125" and ratio > 1
-    other = experiments.figure2(SMOKE, DATA, [0])[0].spec  # of another shape, and shapes have no order
+    other = experiments.figures.figure2(SMOKE, DATA, [0])[0].spec  # of another shape, and shapes have no order
     store.write(other, ABOUT | {"seconds": 7.0}, epochs(other))
     assert cost.table(store, "smoke").set_index("figure").loc["figure2", "cpu_basis"] == "measured"
 
@@ -388,7 +388,7 @@ def test_the_time_between_events_is_as_stated():
     for column, name in enumerate(names):
         size = experiments.PROFILES[name]
         data = experiments.data_spec(size, size.data, "0" * 64)
-        (spec,) = [run.spec for run in experiments.figure1_vgg11(size, data, [0]) if run.label == "L r=40"]
+        (spec,) = [run.spec for run in experiments.figures.figure1_vgg11(size, data, [0]) if run.label == "L r=40"]
         steps = -(-(size.train_size or bench.TRAIN) // size.batch_size)
         assert int(stated["Epochs"][column]) == spec.pruning.retrain
         assert int(stated["Batches"][column]) == spec.pruning.retrain * steps

@@ -349,7 +349,7 @@ def filled(tmp_path_factory):
     for name, sign in (("quarter", 1), ("mini", -1)):
         profile = experiments.profile(name)
         data = experiments.data_spec(profile, "cifar10-folder", "f" * 64)
-        for run in experiments.figure1_vgg11(profile, data, range(3)):
+        for run in experiments.figures.figure1_vgg11(profile, data, range(3)):
             fall = {"S r=4": 0.01, "S r=40": 0.05, "L r=40": 0.2, "S r=4 l2": 0.03}.get(run.label, 0.0)
             made_up.write(store, run, 0.6 + sign * fall + 0.002 * run.spec.seed, fall + 0.001 * run.spec.seed, name)
     return store
@@ -406,7 +406,7 @@ def test_a_changed_run_changes_its_rows_and_a_lost_one_is_missed(copied, evaluat
     remove(copied, "mini")
     profile = experiments.profile("quarter")
     data = experiments.data_spec(profile, "cifar10-folder", "f" * 64)
-    run = next(r for r in experiments.figure1_vgg11(profile, data, [1]) if r.label == "L r=40")
+    run = next(r for r in experiments.figures.figure1_vgg11(profile, data, [1]) if r.label == "L r=40")
     made_up.write(copied, run, 0.4, 0.1, "quarter")
     after = claims.evaluate(copied, "quarter").set_index("id")
     assert after.loc["C1", "estimate"] < evaluated.loc["C1", "estimate"]

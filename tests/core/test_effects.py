@@ -7,7 +7,7 @@ from gstlib.errors import InputError
 from gstlib.masking import MaskedLayer, trace
 from gstlib.pruner import Pruner
 from gstlib.pruning import Schedule
-from gstlib.spec import EFFECTS
+from gstlib.pruning import EFFECTS
 
 OPTIMISERS = {
     "adam": lambda p: torch.optim.Adam(p, lr=0.01),
@@ -125,7 +125,7 @@ def test_restored_weights_are_exactly_what_they_were(k, optimiser):
 
 @pytest.mark.parametrize("k", [1, 3, 10])
 def test_noise_is_there_for_exactly_k_batches_and_fresh_in_each(k):
-    bench = Bench("gaussian", k)
+    bench = Bench("gaussian-transient", k)
     bench.batches(3)
     units = bench.strike(1, 9)
     noises = []
@@ -142,7 +142,7 @@ def test_noise_is_there_for_exactly_k_batches_and_fresh_in_each(k):
 
 
 def test_noise_is_as_wide_as_an_untouched_filter():
-    bench = Bench("gaussian", 5, inputs=5000, units=8, lr=0.0)
+    bench = Bench("gaussian-transient", 5, inputs=5000, units=8, lr=0.0)
     with torch.no_grad():
         bench.layer.parameter.copy_(torch.randn(8, 5000) * torch.arange(1.0, 9.0)[:, None] + 3)
     expected = bench.stored[[0, 1, 3, 4, 5, 7]].std(dim=1).mean()
@@ -155,14 +155,14 @@ def test_noise_is_as_wide_as_an_untouched_filter():
 
 
 def test_noise_where_every_filter_was_touched_takes_all_filters_width():
-    bench = Bench("gaussian", 2, inputs=5000, units=2)
+    bench = Bench("gaussian-transient", 2, inputs=5000, units=2)
     expected = bench.stored.std(dim=1).mean()
     bench.strike(0, 1)
     assert bench.layer.noise.std() == pytest.approx(float(expected), rel=0.04)
 
 
 def test_noise_on_filters_of_one_weight_is_finite_or_refused():
-    bench = Bench("gaussian", 2, inputs=1)
+    bench = Bench("gaussian-transient", 2, inputs=1)
     try:
         bench.strike(0, 1)
     except InputError:
@@ -171,7 +171,7 @@ def test_noise_on_filters_of_one_weight_is_finite_or_refused():
 
 
 def test_passing_noise_never_reaches_the_stored_weights():
-    bench = Bench("gaussian", 4, "sgd", lr=0.0)
+    bench = Bench("gaussian-transient", 4, "sgd", lr=0.0)
     before = bench.stored.clone()
     bench.strike(0, 3)
     bench.batches(6)
@@ -179,7 +179,7 @@ def test_passing_noise_never_reaches_the_stored_weights():
 
 
 def test_weights_beneath_noise_train_on():
-    bench = Bench("gaussian", 4)
+    bench = Bench("gaussian-transient", 4)
     bench.batches(2)
     units = bench.strike(0, 3)
     before = bench.stored.clone()
@@ -200,7 +200,7 @@ def test_noise_for_zero_batches_is_added_once_for_good():
     assert torch.equal(bench.stored, after)
 
 
-@pytest.mark.parametrize(("kind", "k"), [("zero", 3), ("zero-restore", 3), ("gaussian", 3)])
+@pytest.mark.parametrize(("kind", "k"), [("zero", 3), ("zero-restore", 3), ("gaussian", 3), ("gaussian-transient", 3)])
 def test_evaluations_use_no_duration_up(kind, k):
     bench = Bench(kind, k)
     bench.batches(2)
@@ -218,7 +218,7 @@ def test_evaluations_use_no_duration_up(kind, k):
 
 
 def test_silence_switches_noise_off_and_the_same_noise_on_again():
-    bench = Bench("gaussian", 3)
+    bench = Bench("gaussian-transient", 3)
     bench.strike(0, 5)
     x = torch.randn(4, bench.inputs)
     noise, noised = bench.layer.noise.clone(), bench.model(x)
@@ -243,7 +243,7 @@ def test_noise_does_not_depend_on_torch_s_generator():
     noises = []
     for seed in (1, 2):
         torch.manual_seed(0)
-        bench = Bench("gaussian", 3)
+        bench = Bench("gaussian-transient", 3)
         torch.manual_seed(seed)
         bench.strike(0, 5)
         bench.effect.tick()
@@ -251,7 +251,7 @@ def test_noise_does_not_depend_on_torch_s_generator():
     assert torch.equal(*noises)
 
 
-@pytest.mark.parametrize("kind", ["zero", "zero-restore", "gaussian"])
+@pytest.mark.parametrize("kind", ["zero", "zero-restore", "gaussian-transient"])
 def test_overlapping_events_end_one_after_the_other(kind):
     bench = Bench(kind, 5)
     bench.batches(2)
@@ -264,13 +264,13 @@ def test_overlapping_events_end_one_after_the_other(kind):
         seen, gradient = bench.batch()
         for index, units in enumerate(groups):
             noised, held = (seen - stored)[units].abs().max() > 0, gradient[units].abs().max() == 0
-            disturbed = bool(noised if kind == "gaussian" else held)
+            disturbed = bool(noised if kind == "gaussian-transient" else held)
             lasted[index] += int(disturbed)
             assert disturbed == (2 * index <= batch < 2 * index + 5)
     assert lasted == [5, 5, 5]
 
 
-@pytest.mark.parametrize("kind", ["zero", "gaussian"])
+@pytest.mark.parametrize("kind", ["zero", "gaussian-transient"])
 def test_two_layers_are_disturbed_independently(kind):
     model = nn.Sequential(nn.Linear(20, 12), nn.Tanh(), nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 3))
     pruner = Pruner(model, Schedule((0, 1), (0, 1), (0.5, 0.25), 1), ["0", "2"], score="l2", effect=kind, batches=3)
@@ -294,7 +294,7 @@ def test_two_layers_are_disturbed_independently(kind):
 
 def test_units_with_noise_are_not_struck_again():
     model = nn.Sequential(nn.Linear(20, 12), nn.Tanh(), nn.Linear(12, 3))
-    pruner = Pruner(model, Schedule(0, 3, 1.0, 1), ["0"], score="l2", target="L", effect="gaussian", batches=50)
+    pruner = Pruner(model, Schedule(0, 3, 1.0, 1), ["0"], score="l2", target="L", effect="gaussian-transient", batches=50)
     seen = torch.zeros(12, dtype=torch.long)
     for n in range(4):
         before = pruner.layers[0].present.clone()
@@ -328,14 +328,36 @@ def test_weights_removed_alone_stay_away(optimiser):
 
 
 @pytest.mark.parametrize(("kind", "batches"), [
-    ("erase", 0), ("remove", 1), ("remove-weights", 5), ("zero", -1), ("gaussian", -3), ("zero-restore", 0),
+    ("erase", 0), ("remove", 1), ("remove-weights", 5), ("zero", -1), ("gaussian", -3), ("zero-restore", 0), ("gaussian-transient", 0),
 ])
 def test_effects_refuse(kind, batches):
     with pytest.raises(InputError):
         Effect(kind, batches)
 
 
-def test_only_lasting_gaussian_noise_needs_a_noise_term():
-    noisy = {(kind, k) for kind in EFFECTS for k in (0, 2)
-             if not (k and kind.startswith("remove")) and (k or kind != "zero-restore") and Effect(kind, k).noisy}
-    assert noisy == {("gaussian", 2)}
+def test_only_passing_noise_needs_a_noise_term():
+    assert [kind for kind in EFFECTS if Effect(kind, 0 if kind.startswith("remove") else 2).noisy] == ["gaussian-transient"]
+
+
+@pytest.mark.parametrize("k", [0, 1, 4, 25])
+def test_lasting_noise_has_root_k_of_one_draw_s_deviation(k):
+    """Fresh noise on each of k batches adds up in the stored weights: sqrt(k) times one draw's standard deviation."""
+    bench = Bench("gaussian", k, inputs=5000, lr=0.0)
+    before = bench.stored.clone()
+    units = bench.strike(0, 3)
+    sd = float(before[~units].std(dim=1).mean())
+    for batch in range(k + 3):
+        draws = min(batch + 1, max(k, 1))
+        change = bench.stored - before
+        assert change[~units].abs().max() == 0 and torch.equal(bench.seen, bench.stored)
+        assert change[units].std() == pytest.approx(sd * draws**0.5, rel=0.04)
+        bench.batches(1)
+    assert not bench.effect.active and bench.layer.noise is None
+
+
+def test_weights_under_lasting_noise_train_on_from_where_it_put_them():
+    bench = Bench("gaussian", 3)
+    units = bench.strike(0, 3)
+    before = bench.stored.clone()
+    _, gradient = bench.batch()
+    assert gradient[units].abs().max() > 0 and not torch.equal(bench.stored[units], before[units])

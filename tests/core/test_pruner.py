@@ -104,6 +104,38 @@ def test_event_rows_tell_scores_deciles_and_accuracies():
     assert present == pytest.approx({1: 1, 2: 2, 3: 3, 4: 4, 6: 5, 7: 6, 8: 7, 9: 8})
 
 
+def test_layers_due_together_are_struck_and_measured_one_after_the_other():
+    """By hand: conv2, named first, comes second, since it lies behind conv1; each strike has its own t_pre and t_post."""
+    model, seen = small_net(), []
+    pruner = Pruner(model, Schedule((3, 3), (3, 3), (0.5, 0.25), 1), ["conv2", "conv1"], score="l2", target="L")
+    norms = {name: model.get_submodule(name).weight.detach().flatten(1).norm(dim=1) for name in ("conv1", "conv2")}
+    biggest = {name: sorted(norms[name].argsort(descending=True)[:k].tolist()) for name, k in (("conv1", 2), ("conv2", 5))}
+    answers = iter([0.75, 0.5, 0.125])
+
+    def evaluate():
+        seen.append({name: gone(layer) for name, layer in zip(("conv2", "conv1"), pruner.layers)})
+        return next(answers)
+
+    assert [(layer.name, k) for layer, k in pruner.due(3)] == [("conv1", 2), ("conv2", 5)] and pruner.due(2) == []
+    rows = pruner.epoch(3, evaluate)
+    assert [(row["layer"], row["t_pre"], row["t_post"], row["removed_total"]) for row in rows] == [
+        ("conv1", 0.75, 0.5, 2), ("conv2", 0.5, 0.125, 5)]
+    assert seen == [{"conv1": [], "conv2": []}, {"conv1": biggest["conv1"], "conv2": []}, biggest]
+
+
+def test_negative_scales_are_counted_among_the_filters_present():
+    model = small_net()
+    with torch.no_grad():
+        model.bn2.weight.copy_(torch.tensor([-1.0, -2, 3, 4, 5, -6, 7, 8, 9, 10]))
+        model.bn2.bias.fill_(0.5)
+    pruner = Pruner(model, Schedule(0, 1, 0.4, 1), ["conv2"], score="ebn-signed", target="S")
+    (first,), (second,) = pruner.epoch(0, lambda: 0.5), pruner.epoch(1, lambda: 0.5)
+    # negative scales have the smallest signed scores: -6 and -2 go first, then -1 and the smallest positive one
+    assert (first["negative_scales"], second["negative_scales"]) == (3, 1) and gone(pruner.layers[0]) == [0, 1, 2, 5]
+    plain = Pruner(small_net(), Schedule(0, 0, 0.5, 1), ["fc1"], score="l2")
+    assert np.isnan(plain.epoch(0, lambda: 0.5)[0]["negative_scales"])
+
+
 def test_nothing_is_evaluated_between_events():
     def never():
         raise AssertionError("evaluated")
@@ -205,9 +237,12 @@ def test_evaluating_changes_no_weight(effect):
         return 0.5
 
     pruner.epoch(0, evaluate)
-    assert len(states) == 2 and any(not torch.equal(states[0][name], states[1][name]) for name in states[0])
+    # before both strikes, between them, after both
+    assert len(states) == 3
+    for one, other in zip(states, states[1:]):
+        assert any(not torch.equal(one[name], other[name]) for name in one)
     after = {name: value.clone() for name, value in model.state_dict().items()}
-    assert all(torch.equal(after[name], states[1][name]) for name in after)
+    assert all(torch.equal(after[name], states[2][name]) for name in after)
 
 
 class Sums(nn.Module):
@@ -365,7 +400,7 @@ def test_a_second_pruner_keeps_what_the_first_removed():
 
 def test_noise_in_force_and_silence():
     model = small_net()
-    pruner = Pruner(model, Schedule(0, 0, 0.5, 1), ["conv2"], effect="gaussian", batches=2)
+    pruner = Pruner(model, Schedule(0, 0, 0.5, 1), ["conv2"], effect="gaussian-transient", batches=2)
     x = torch.randn(2, 3, 8, 8)
     clean = model.eval()(x)
     assert not pruner.noise_in_force

@@ -162,7 +162,8 @@ def expected_choice(values: list[float], present: list[bool], k: int, target: st
     if target in ("L", "D10"):
         begin = n - k
     else:
-        begin = 0 if target == "S" else min(n * int(target[1:]) // 10, n - k)
+        starts = {"S": 0, "D9-remaining": n * 9 // 10} | {f"D{d}": len(values) * d // 10 for d in range(10)}
+        begin = min(starts[target], n - k)
     return set(order[begin:begin + k])
 
 
@@ -203,11 +204,34 @@ def test_select_takes_the_ranks_of_its_target(target, ranks):
     assert sorted(scores[taken].tolist()) == ranks
 
 
-def test_deciles_are_those_of_the_scores_still_present():
+def test_deciles_are_those_of_the_original_units():
     scores, present = torch.arange(100.0), torch.ones(100, dtype=torch.bool)
-    present[50:] = False
-    assert select(scores, present, 2, "D5").nonzero().flatten().tolist() == [25, 26]
-    assert select(scores, present, 2, "D10").nonzero().flatten().tolist() == [48, 49]
+    present[:20] = False
+    assert select(scores, present, 2, "D5").nonzero().flatten().tolist() == [70, 71]
+    assert select(scores, present, 2, "D9-remaining").nonzero().flatten().tolist() == [92, 93]
+    assert select(scores, present, 2, "D10").nonzero().flatten().tolist() == [98, 99]
+
+
+def taken_by_17_events(target, size=1000, total=100):
+    """Ranks removed by Figure 2's schedule, 17 events and ten per cent in all, from a layer that does not train."""
+    scores, present = torch.randn(size, generator=torch.Generator().manual_seed(1)), torch.ones(size, dtype=torch.bool)
+    schedule = Schedule(4, 52, total / size, 3)
+    assert len(schedule.event_epochs(0)) == 17
+    for epoch in schedule.event_epochs(0):
+        k = schedule.removed([size], epoch)[0] - int((~present).sum())
+        present &= ~select(scores, present, k, target)
+    return sorted(scores.argsort().argsort()[~present].tolist())
+
+
+@pytest.mark.parametrize("k", range(10))
+def test_ten_per_cent_by_17_events_remove_just_the_decile(k):
+    assert taken_by_17_events(f"D{k}") == list(range(100 * k, 100 * k + 100))
+
+
+def test_d9_and_d10_remove_the_same_units_by_17_events_and_the_other_reading_others():
+    assert taken_by_17_events("D9") == taken_by_17_events("D10")
+    drifted = taken_by_17_events("D9-remaining")
+    assert sum(rank >= 900 for rank in drifted) < 50 and len(drifted) == 100
 
 
 def test_a_window_past_the_largest_ends_there():

@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 
 from gstlib.errors import InputError
-from gstlib.scores import ebn, l1, l2, magnitude
+from gstlib.scores import ebn, ebn_signed, l1, l2, magnitude
 
 
 def exact_ebn(gamma: float, beta: float) -> mpmath.mpf:
@@ -143,3 +143,16 @@ def test_norms_do_not_overflow_float32():
     weight = torch.full((2, 1000), 1e37)
     assert l1(weight).tolist() == pytest.approx([1e40] * 2, rel=1e-6)
     assert l2(weight).tolist() == pytest.approx([1e37 * 1000**0.5] * 2, rel=1e-6)
+
+
+def test_signed_ebn_is_the_formula_with_gamma_s_sign():
+    gamma, beta = torch.tensor([1.5, -1.5, 0.3, -0.3, 2.0]), torch.tensor([0.4, 0.4, -1.0, -1.0, 0.0])
+    z = (beta.double() / gamma.double()).numpy()
+    expected = gamma.double().numpy() * stats.norm.pdf(z) + beta.double().numpy() * stats.norm.cdf(z)
+    assert ebn_signed(gamma, beta).numpy() == pytest.approx(expected, abs=1e-12)
+
+
+def test_signed_ebn_is_ebn_for_scales_that_are_not_negative():
+    gamma, beta = torch.rand(50), torch.randn(50)
+    gamma[:5] = 0
+    assert torch.equal(ebn_signed(gamma, beta), ebn(gamma, beta)) and (ebn_signed(-gamma[5:], beta[5:]) <= 0).all()

@@ -50,7 +50,7 @@ def test_study_finds_every_run_and_all_their_seeds(store):
 
 
 def test_missing_runs_are_named(store):
-    runs = experiments.figure1_vgg11(SMOKE, DATA, range(3))
+    runs = experiments.figures.figure1_vgg11(SMOKE, DATA, range(3))
     gone = next(r for r in runs if r.label == "L r=40" and r.spec.seed == 1)
     store.file(gone.spec.id).unlink()
     study = analysis.study(store, "figure1-vgg11", "smoke")
@@ -71,7 +71,7 @@ def test_no_runs_at_all_names_the_command(store):
 def test_the_command_that_a_study_names_makes_what_it_lacks(tmp_path, digits):
     place = tmp_path / "my results"
     data = experiments.data_spec(SMOKE, "digits", digits.fingerprint)
-    write(Store(place), experiments.figure3(SMOKE, data, [2])[0], 0.5, 0.0)
+    write(Store(place), experiments.figures.figure3(SMOKE, data, [2])[0], 0.5, 0.0)
     for asked, seeds in ((None, [0, 1, 2]), ("0,2", [0, 2]), ([3], [3])):
         study = analysis.study(Store(place), "figure3", "smoke", seeds=asked)
         program, *words = shlex.split(study.command)[2:]
@@ -86,7 +86,7 @@ def test_the_command_that_a_study_names_makes_what_it_lacks(tmp_path, digits):
 
 def test_results_of_two_data_sets_are_never_mixed(store):
     other = experiments.data_spec(SMOKE, "digits", "e" * 64)
-    write(store, experiments.figure1_vgg11(SMOKE, other, [0])[0], 0.5, 0.0)
+    write(store, experiments.figures.figure1_vgg11(SMOKE, other, [0])[0], 0.5, 0.0)
     with pytest.raises(InputError, match="several data sets"):
         analysis.study(store, "figure1-vgg11", "smoke")
 
@@ -169,5 +169,5 @@ def test_one_precision_alone_compares_nothing(store):
 
 def test_precisions_of_a_store_with_other_experiments_alone(tmp_path):
     store = Store(tmp_path)
-    write(store, experiments.figure2(SMOKE, DATA, [0])[0], 0.5, 0.1)
+    write(store, experiments.figures.figure2(SMOKE, DATA, [0])[0], 0.5, 0.1)
     assert "run precision --profile smoke" in analysis.precisions(analysis.study(store, "precision"))

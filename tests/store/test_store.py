@@ -523,7 +523,7 @@ def test_where_nothing_can_be_moved_a_damaged_run_is_missing_all_the_same(filled
 @pytest.mark.parametrize("damage", ["rows", "head"])
 def test_a_figure_says_that_a_damaged_run_is_missing(tmp_path, capsys, damage):
     store = made_up.fill(tmp_path / "results")
-    gone = experiments.figure1_vgg11(made_up.SMOKE, made_up.DATA, [1])[3]
+    gone = experiments.figures.figure1_vgg11(made_up.SMOKE, made_up.DATA, [1])[3]
     content = store.file(gone.spec.id).read_bytes()
     damaged = content[:-100] if damage == "head" else content[:200] + bytes(200) + content[400:]
     store.file(gone.spec.id).write_bytes(damaged)

@@ -14,7 +14,7 @@ from gstlib.data import Images, Loader
 from gstlib.effects import Disturbance
 from gstlib.pruner import Pruner
 from gstlib.pruning import Schedule
-from gstlib.spec import ModelSpec, OptimiserSpec, PruningSpec
+from gstlib.spec import DataSpec, ModelSpec, OptimiserSpec, PruningSpec
 from gstlib.training import engine, train
 from gstlib.training.engine import Engine, Replica
 
@@ -27,6 +27,7 @@ COMPANY = {
     "zeroed": dataclasses.replace(PRUNING, effect="zero", batches=2),
     "restored": dataclasses.replace(PRUNING, effect="zero-restore", batches=2),
     "noised": dataclasses.replace(PRUNING, effect="gaussian", batches=4),
+    "noised passingly": dataclasses.replace(PRUNING, effect="gaussian-transient", batches=4),
     "noised once": dataclasses.replace(PRUNING, effect="gaussian"),
 }
 
@@ -82,7 +83,7 @@ def test_recorded_steps_of_other_kinds(digits, spec, graphs, monkeypatch, change
 
 def test_smoke_s_rows_are_the_same_captured_in_company_and_alone(digits, graphs, monkeypatch):
     profile = experiments.profile("smoke")
-    listed = experiments.figure1_vgg11(profile, experiments.data_spec(profile, "digits", digits.fingerprint), [0])
+    listed = experiments.figures.figure1_vgg11(profile, experiments.data_spec(profile, "digits", digits.fingerprint), [0])
     specs = [run.spec for run in listed if run.label in ("none", "L r=40")]
     assert {one.precision for one in specs} == {"float32"}
     together, alone = train_captured(monkeypatch, specs, digits), [train.train(one, digits) for one in specs]
@@ -126,7 +127,7 @@ def test_compiled_passes_give_the_eager_rows_and_are_shared(digits, spec, monkey
     monkeypatch.setattr(engine, "_compiler", lambda: compiled)
     monkeypatch.setattr(engine, "_skeletons", skeletons := {})
     specs = [spec(pruning=COMPANY[name], seed=seed)
-             for seed, name in enumerate(("none", "removed", "none", "zeroed", "noised", "removed"))]
+             for seed, name in enumerate(("none", "removed", "none", "zeroed", "noised passingly", "removed"))]
     eager = train.train_group(specs, digits)
     monkeypatch.setattr(train, "Engine", lambda replicas: engines.append(Engine(replicas, fuse=True)) or engines[-1])
     fused = train.train_group(specs, digits)
@@ -273,7 +274,7 @@ def test_more_replicas_than_a_gpu_holds(digits, tmp_path, capsys):
     from gstlib.experiments import Labelled
     from gstlib.store import Store
 
-    base = dataclasses.replace(bench.model_spec("vgg11"), data=digits.spec(train_size=128, test_size=40), pruning=None)
+    base = dataclasses.replace(bench.model_spec("vgg11"), data=DataSpec(*digits.known, train_size=128, test_size=40), pruning=None)
     base = dataclasses.replace(base, optimiser=OptimiserSpec(epochs=1, milestones=()))
     runs = [Labelled("none", dataclasses.replace(base, seed=seed)) for seed in range(16)]
     torch.cuda.set_per_process_memory_fraction(3 * 2**30 / torch.cuda.get_device_properties(0).total_memory)

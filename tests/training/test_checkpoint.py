@@ -25,6 +25,8 @@ def company(tiny_spec):
     sgd = OptimiserSpec(epochs=3, batch_size=32, milestones=(1,))
     spec = tiny_spec(optimiser=sgd, measures=("bn-histogram",))
     kinds = [None, PRUNING, dataclasses.replace(PRUNING, effect="gaussian", batches=3),
+             dataclasses.replace(PRUNING, effect="gaussian-transient", batches=3),
+             dataclasses.replace(PRUNING, effect="zero", batches=3),
              dataclasses.replace(PRUNING, target="R", effect="zero-restore", batches=3)]
     return [dataclasses.replace(spec, pruning=pruning, seed=seed) for seed, pruning in enumerate(kinds)]
 
@@ -137,9 +139,7 @@ def test_a_flipped_byte_is_found_and_the_run_begins_anew(kept, digits, whole, wh
     raw = bytearray(place.read_bytes())
     raw[int(where * len(raw))] ^= 0x55
     place.write_bytes(raw)
-    assert checkpoints.position(spec.id) == (0, 0) and not place.exists()
-    assert "damaged" in capsys.readouterr().err
-    assert (place.parent / f"{place.name}.damaged").exists()
+    assert checkpoints.position(spec.id) == (0, 0) and "is passed over" in capsys.readouterr().err
     assert_same(go([spec], digits, checkpoints), whole[1:2])
 
 
@@ -175,7 +175,7 @@ def test_a_planted_pickle_runs_nothing(kept, tmp_path, how):
         torch.save({"run": Planted(trap)}, tmp_path / "planted")
         content = (tmp_path / "planted").read_bytes()
     head = {"gstlib.checkpoint": 1, "id": spec.id, "epoch": 1, "step": 1, "kind": checkpoints.kind}
-    head["sha256"] = checkpoint._digest(head, content)
+    head["sha256"] = checkpoint.digest(head, content)
     checkpoints.file(spec.id).write_bytes(json.dumps(head).encode() + b"\n" + content)
     assert checkpoints.position(spec.id) == (1, 1)  # as far as its digest goes it is whole
     assert checkpoints.load(spec.id) is None and not trap.exists()
@@ -225,10 +225,28 @@ def test_removing_takes_what_a_killed_writer_left(kept):
     assert list(checkpoints.folder.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "0123456789abcde", "0123456789ABCDEF", ""])
-def test_no_path_is_made_of_what_is_no_id(tmp_path, name):
-    with pytest.raises(InputError, match="no run id"):
-        Checkpoints(tmp_path, "cpu").file(name)
+@pytest.mark.parametrize("odd", ["folder", "pipe", "dangling link", "endless", "deep", "text as epoch"])
+def test_what_is_no_checkpoint_is_passed_over_and_never_waited_for(kept, company, digits, whole, odd, capsys):
+    checkpoints, spec = kept
+    place = checkpoints.file(spec.id)
+    raw = place.read_bytes()
+    place.unlink()
+    if odd == "folder":
+        place.mkdir()
+    elif odd == "pipe":
+        os.mkfifo(place)
+    elif odd in ("dangling link", "endless"):
+        place.symlink_to("/dev/zero" if odd == "endless" else "nowhere")
+    elif odd == "deep":
+        place.write_bytes(b"[" * 4000 + b"\n")
+    else:
+        line, _, content = raw.partition(b"\n")
+        head = json.loads(line) | {"epoch": "three"}
+        head.pop("sha256")
+        head["sha256"] = checkpoint.digest(head, content)
+        place.write_bytes(json.dumps(head).encode() + b"\n" + content)
+    assert checkpoints.position(spec.id) == (0, 0) and "is passed over" in capsys.readouterr().err
+    assert_same(go([spec], digits, checkpoints), whole[1:2])
 
 
 @pytest.mark.parametrize("every", [0, -1.0, float("nan")])

@@ -7,7 +7,7 @@ import torch
 from gstlib.data import Loader
 from gstlib.errors import InputError
 from gstlib.models import build
-from gstlib.spec import OptimiserSpec, PruningSpec
+from gstlib.spec import DataSpec, OptimiserSpec, PruningSpec
 from gstlib.training import train
 from gstlib.training.engine import Engine, Replica, pick_device
 
@@ -19,7 +19,7 @@ def rows(result, table):
 
 
 def replica(digits, batch_size=32, precision="float32", size=64, device="cpu", name="adam"):
-    images = digits.subset(digits.spec(train_size=size, test_size=40))
+    images = digits.subset(DataSpec(*digits.known, train_size=size, test_size=40))
     loader = Loader(images, batch_size, False, 0, torch.device(device), False)
     spec = OptimiserSpec(name=name, momentum=0.9 if name == "sgd" else 0.0, epochs=2, batch_size=batch_size, milestones=(1,))
     torch.manual_seed(0)

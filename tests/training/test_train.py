@@ -13,13 +13,14 @@ from torch import nn
 
 import gstlib
 from gstlib import models
-from gstlib.data import Loader
+from gstlib.data import Images, Loader
 from gstlib.errors import InputError
 from gstlib.pruner import Pruner
 from gstlib.pruning import Schedule
-from gstlib.spec import ModelSpec, OptimiserSpec, PruningSpec
+from gstlib.spec import DataSpec, ModelSpec, OptimiserSpec, PruningSpec
 from gstlib.training import train
 from gstlib.training.engine import Engine, Replica, pick_device
+from gstlib.training.measures import bn_histogram
 
 CPU = torch.device("cpu")
 
@@ -42,6 +43,7 @@ RUNS = {
     "unpruned": {},
     "random filters": {"pruning": pruning(target="R")},
     "gaussian noise": {"pruning": pruning(target="L", score="l2", effect="gaussian", batches=3)},
+    "passing noise": {"pruning": pruning(target="L", score="l2", effect="gaussian-transient", batches=3)},
     "single weights": {"pruning": pruning(structure="weight", score="magnitude", target="D4")},
     "bf16": {"pruning": pruning(), "precision": "bf16", "channels_last": True},
     "resnet18 by sgd": {"model": ModelSpec("resnet18", 1 / 16),
@@ -74,7 +76,7 @@ def test_the_seeds_behind_a_run_are_pinned(tiny_spec):
 
 
 def test_augmentation_and_order_follow_the_seed_too(digits, tiny_spec):
-    spec = tiny_spec(data=digits.spec(train_size=64, test_size=40, augment=True))
+    spec = tiny_spec(data=DataSpec(*digits.known, train_size=64, test_size=40, augment=True))
     first, again = (without_seconds(train.train(spec, digits)) for _ in range(2))
     plain = without_seconds(train.train(tiny_spec(), digits))
     assert first == again and first["epoch"][0]["train_loss"] != plain["epoch"][0]["train_loss"]
@@ -117,7 +119,7 @@ def test_event_rows_of_a_pruned_run(digits, tiny_spec):
         (0, "conv7", 32, 4, 4), (1, "conv8", 32, 14, 14), (2, "conv7", 32, 5, 9), (3, "conv8", 32, 14, 28)]
     for row in events:
         assert set(row) == {"epoch", "layer", "units", "removed", "removed_total", "mean_score", "t_pre", "t_post",
-                            *(f"decile_{k}" for k in range(10))}
+                            "negative_scales", *(f"decile_{k}" for k in range(10))}
         assert row["t_pre"] == epochs[row["epoch"]]["test_accuracy"]
         deciles = [row[f"decile_{k}"] for k in range(10) if not math.isnan(row[f"decile_{k}"])]
         assert deciles == sorted(deciles) and row["mean_score"] <= deciles[-1] + 1e-12
@@ -128,7 +130,7 @@ def test_event_rows_of_a_pruned_run(digits, tiny_spec):
 
 def test_t_post_is_the_accuracy_that_the_next_epoch_starts_from(digits, tiny_spec):
     everything = PruningSpec(("conv7", "conv8"), (2, 2), (2, 2), (1.0, 1.0), 1)
-    more = digits.spec(train_size=400, test_size=200)
+    more = DataSpec(*digits.known, train_size=400, test_size=200)
     spec = tiny_spec(data=more, optimiser=four_epochs(lr=0.005), pruning=everything)
     result = train.train(spec, digits)
     event = result.tables["event"][0]
@@ -138,12 +140,12 @@ def test_t_post_is_the_accuracy_that_the_next_epoch_starts_from(digits, tiny_spe
 
 
 @pytest.mark.parametrize(("test_every", "events", "tested"), [
-    (1, False, [0, 1, 2, 3]), (2, False, [1, 3]), (3, False, [2, 3]), (9, False, [3]), (9, True, [1, 3]),
+    (1, False, [0, 1, 2, 3]), (2, False, [1, 3]), (3, False, [2, 3]), (9, False, [3]), (9, True, [1, 2, 3]),
 ])
 def test_only_the_epochs_asked_for_are_tested(test_every, events, tested, digits, tiny_spec, monkeypatch):
     passes = []
     test = Engine.test
-    monkeypatch.setattr(Engine, "test", lambda self, *index: (passes.append(1), test(self, *index))[1])
+    monkeypatch.setattr(Engine, "test", lambda self, *index, **part: (passes.append(1), test(self, *index, **part))[1])
     once = PruningSpec(("conv8",), (1,), (1,), (0.5,), 1) if events else None
     rows = train.train(tiny_spec(optimiser=four_epochs(), test_every=test_every, pruning=once), digits).tables["epoch"]
     for column in ("test_loss", "test_accuracy", "test_accuracy_clean"):
@@ -159,8 +161,8 @@ def test_less_testing_changes_no_training(digits, tiny_spec):
 
 
 def test_accuracy_under_noise_and_without(digits, tiny_spec):
-    noise = PruningSpec(("conv5", "conv6"), (1, 1), (1, 1), (1.0, 1.0), 1, score="l2", effect="gaussian", batches=30)
-    spec = tiny_spec(data=digits.spec(train_size=320, test_size=200), optimiser=four_epochs(lr=0.005), pruning=noise)
+    noise = PruningSpec(("conv5", "conv6"), (1, 1), (1, 1), (1.0, 1.0), 1, score="l2", effect="gaussian-transient", batches=30)
+    spec = tiny_spec(data=DataSpec(*digits.known, train_size=320, test_size=200), optimiser=four_epochs(lr=0.005), pruning=noise)
     rows = train.train(spec, digits).tables["epoch"]
     differ = [row["epoch"] for row in rows if row["test_accuracy"] != row["test_accuracy_clean"]]
     # ten batches an epoch: the noise struck after epoch 1 is in force at the end of 2 and 3
@@ -204,28 +206,82 @@ def test_histogram_and_ks_agree_with_scipy(digits):
     model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 2, 3), nn.BatchNorm2d(2))
     loader = Loader(digits, 32, augment=False, seed=0, device=CPU, channels_last=False)
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    rows = train.bn_histogram(model, loader, epoch=7, images=40)
+    rows = bn_histogram(model, loader, epoch=7, images=40)
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    seen = []
+    hook = model[0].register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0]))
+    assert bn_histogram(model, loader, epoch=7, images=40) == rows  # the same images every time
+    hook.remove()
+    assert not torch.equal(seen[0], loader.normalise(digits.train_x[:40]))  # and never the first ones
     with torch.no_grad():
-        x = model[0](loader.normalise(digits.train_x[:40]))
-        inputs = {"1": x, "4": model[3](model[2](model.eval()[1](x)))}
+        x = model[0](seen[0])
+        inputs = {"1": x, "4": model[3](model[2](model.train()[1](x)))}  # as in training: by the batch's statistics
     for layer, x in inputs.items():
         part = [row for row in rows if row["layer"] == layer]
         x = x.double()
         z = (x - x.mean((0, 2, 3), keepdim=True)) / (x.var((0, 2, 3), unbiased=False, keepdim=True) + 1e-5).sqrt()
         assert part[0]["ks"] == pytest.approx(stats.kstest(z.flatten().numpy(), "norm").statistic, abs=1e-5)
+        assert part[0]["sd"] == pytest.approx(float(z.std()), abs=1e-4)
         expected, _ = np.histogram(z.clamp(-5, 5).numpy(), np.linspace(-5, 5, 81))
         assert np.abs(np.array([row["count"] for row in part]) - expected).sum() <= 4
         assert {row["epoch"] for row in part} == {7} and sum(row["count"] for row in part) == z.numel()
+
+
+def test_activations_of_an_untrained_vgg19_are_normalised_and_near_normal():
+    """In evaluation mode an untrained network normalises nothing: deviations of .5 to .7, distances of .12."""
+    images = torch.randint(0, 256, (600, 3, 32, 32), dtype=torch.uint8)
+    labels = torch.arange(600) % 10
+    loader = Loader(Images(images, labels, images[:10], labels[:10], "digits", "f" * 64, "noise"), 32, augment=False, seed=0,
+                    device=CPU, channels_last=True)
+    rows = bn_histogram(models.build("vgg19", width=1 / 8), loader, -1)
+    layers = {row["layer"]: row for row in rows}
+    assert len(layers) == 16 and all(abs(row["sd"] - 1) < 0.02 for row in layers.values())
+    assert np.mean([row["ks"] for row in layers.values()]) < 0.03
+
+
+def test_the_end_is_measured_on_every_image_that_was_not_trained_on(digits, tiny_spec):
+    spec = tiny_spec()
+    (row,) = train.train(spec, digits).tables["final"]
+    x, y = digits.unseen(spec.data)
+    assert row["images"] == len(y) == len(digits.train_y) + len(digits.test_y) - 64
+    kept = digits.subset(spec.data)
+    everything = torch.cat([x, kept.train_x]).flatten(1)
+    whole = torch.cat([digits.train_x, digits.test_x]).flatten(1)
+    assert torch.equal(everything.double().sum(0), whole.double().sum(0))
+    group = train._Group([spec], digits, CPU, lambda _: None, "")
+    group.train()
+    replica = group.runs[0].replica
+    replica.model.eval()
+    with torch.no_grad():
+        logits = torch.cat([replica.model(replica.loader.normalise(part)) for part in x.split(100)])
+        trained = replica.model(replica.loader.normalise(kept.train_x))
+    assert row["accuracy"] == pytest.approx(float((logits.argmax(1) == y).double().mean()))
+    assert row["loss"] == pytest.approx(float(nn.functional.cross_entropy(logits, y)), rel=1e-5)
+    assert row["train_accuracy"] == pytest.approx(float((trained.argmax(1) == kept.train_y).double().mean()))
+
+
+@pytest.mark.parametrize(("model", "layers"), [
+    ("vgg11", ("conv5", "conv7", "conv8")), ("resnet18", ("stage4.0.conv1", "stage4.0.conv2", "stage4.1.conv2")),
+    ("conv4", ("conv1", "conv3", "fc1"))])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_pass_after_a_strike_need_not_repeat_what_lies_before_it(digits, tiny_spec, monkeypatch, model, layers, precision):
+    """Rows are the same, to the last bit, whether or not what a strike cannot change is computed again."""
+    struck = PruningSpec(layers, (0, 0, 1), (2, 2, 2), (0.5, 0.5, 0.5), 1, score="l2")
+    spec = tiny_spec(model=ModelSpec(model, 1 / 16), pruning=struck, precision=precision,
+                     optimiser=four_epochs(lr=0.01), data=DataSpec(*digits.known, train_size=64, test_size=300))
+    spared = train.train(spec, digits)
+    begin = Replica.begin_test
+    monkeypatch.setattr(Replica, "begin_test", lambda self, since=None, keep=None: begin(self))
+    assert without_seconds(spared) == without_seconds(train.train(spec, digits)) and len(spared.tables["event"]) == 8
 
 
 def test_normal_activations_have_a_small_distance_and_others_a_large_one(digits):
     model = nn.Sequential(nn.Identity(), nn.BatchNorm2d(3))
     loader = Loader(digits, 32, augment=False, seed=0, device=CPU, channels_last=False)
     model[0].register_forward_hook(lambda *_: torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
-    assert train.bn_histogram(model, loader, 0)[0]["ks"] < 0.01
+    assert bn_histogram(model, loader, 0)[0]["ks"] < 0.01
     model[0].register_forward_hook(lambda _m, _x, y: y.abs())
-    assert train.bn_histogram(model, loader, 0)[0]["ks"] > 0.05
+    assert bn_histogram(model, loader, 0)[0]["ks"] > 0.05
 
 
 def test_a_diverged_run_is_told(digits, tiny_spec):
@@ -235,7 +291,7 @@ def test_a_diverged_run_is_told(digits, tiny_spec):
 
 
 def test_other_data_are_refused(digits, tiny_spec):
-    spec = tiny_spec(data=dataclasses.replace(digits.spec(), fingerprint="0" * 64))
+    spec = tiny_spec(data=dataclasses.replace(DataSpec(*digits.known), fingerprint="0" * 64))
     with pytest.raises(InputError, match="fingerprint"):
         train.train(spec, digits)
 
@@ -309,7 +365,7 @@ def test_testing_in_between_changes_no_training(digits, tiny_spec):
 
 
 def test_test_results_are_means_over_all_images(digits, tiny_spec):
-    made = replica(digits, tiny_spec, data=digits.spec(train_size=64))
+    made = replica(digits, tiny_spec, data=DataSpec(*digits.known, train_size=64))
     engine = Engine([made])
     engine.train_epoch(0)
     measured = engine.test()

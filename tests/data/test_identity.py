@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,8 @@ import pytest
 from PIL import Image
 
 from gstlib import data
-from gstlib.data import identity
-from gstlib.data.identity import Known, identify, recall
+from gstlib.data import identify, identity
+from gstlib.data.identity import Known, recall
 from gstlib.errors import InputError
 
 
@@ -86,29 +87,16 @@ def test_a_changed_archive_is_not_recalled_though_its_time_is_set_back(archive):
     assert archive.stat().st_size == known.st_size and recall(archive) is None
 
 
-@pytest.mark.parametrize("source", ["tree", "archive"])
-def test_nothing_is_recalled_of_images_no_longer_decoded(source, request, cache):
-    source = request.getfixturevalue(source)
-    loaded(source)
-    (decoded,) = cache.glob("*.npz")
-    content = decoded.read_bytes()
-    decoded.write_bytes(content + b" ")
-    assert recall(source) is None
-    decoded.unlink()
-    assert recall(source) is None
-
-
 def test_other_code_recalls_nothing(tree, tmp_path, monkeypatch):
     loaded(tree)
-    (tmp_path / "data.py").write_text("")
+    (tmp_path / "sources.py").write_text("")
     monkeypatch.setattr(identity, "__file__", str(tmp_path / "identity.py"))
     assert recall(tree) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"[]", b"{}", b"\xff", b"[" * 100_000, None,
-                                     b'{"name": "mnist", "fingerprint": "f", "classes": 10, "images": null}',
-                                     b'{"name": "digits", "fingerprint": "f", "classes": "10", "images": null}',
-                                     b'{"name": "digits", "fingerprint": "f", "classes": 10, "images": [3, 4, 5]}'])
+                                     b'{"name": "mnist", "fingerprint": "f", "classes": 10}',
+                                     b'{"name": "digits", "fingerprint": "f", "classes": "10"}'])
 def test_a_damaged_memory_is_none(cache, content):
     found = loaded("digits")
     (place,) = cache.glob("*.json")
@@ -118,6 +106,15 @@ def test_a_damaged_memory_is_none(cache, content):
     else:
         place.write_bytes(content)
     assert recall("digits") is None and identify("digits") == found
+
+
+def test_without_a_home_the_cache_is_a_temporary_folder(monkeypatch):
+    for name in ("GSTLIB_CACHE", "HOME"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert identity.cache().parent == Path(tempfile.gettempdir())
+    monkeypatch.setenv("GSTLIB_CACHE", "")  # set but empty counts as not set
+    assert identity.cache().parent == Path(tempfile.gettempdir())
 
 
 def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
@@ -136,7 +133,7 @@ def test_what_is_nowhere_is_told(source, monkeypatch, tmp_path):
 
 def test_recalling_imports_neither_torch_nor_what_reads_images():
     loaded("digits")
-    code = ("import sys; from gstlib.data.identity import identify; print(identify('digits').name, "
+    code = ("import sys; from gstlib.data import identify; print(identify('digits').name, "
             "[m for m in ('torch', 'torchvision', 'sklearn', 'pandas') if m in sys.modules])")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "digits []\n"

@@ -1,0 +1,50 @@
+"""What the replication needs, most valuable first."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Stage(NamedTuple):
+    """A step of the campaign: so many seeds of a figure at a profile."""
+
+    figure: str
+    profile: str
+    seeds: int
+
+
+_MINI = ("figure1-vgg11", "figure5", "figure1-resnet18", "figure4", "figure2", "figure3", "figure1-resnet18-v4")
+
+# The order in which runs are worth most, by the type of device at hand.  A verdict needs three seeds in every
+# configuration, the sooner where more claims rest on them, and seeds come in whole rounds.
+CAMPAIGN = {
+    "cpu": (
+        Stage("figure1-vgg11", "mini", 5),
+        Stage("figureA1", "mini", 3),
+        Stage("figure5", "mini", 5),
+        Stage("figure1-resnet18", "mini", 5),
+        Stage("figure4", "mini", 3),
+        Stage("figure2", "mini", 5),
+        Stage("figure3", "mini", 3),
+        *(Stage(figure, "mini", seeds) for seeds in (5, 10) for figure in _MINI),
+        Stage("precision", "mini", 5),
+        Stage("figure2", "paper", 3),
+        Stage("figure2", "paper", 5),
+    ),
+    "cuda": (
+        Stage("figure1-vgg11", "quarter", 5),
+        Stage("precision", "quarter", 3),
+        Stage("figure5", "quarter", 5),
+        Stage("figure4", "quarter", 3),
+        Stage("figure1-resnet18", "quarter", 5),
+        Stage("figure2", "paper", 3),
+        Stage("figure3", "quarter", 3),
+        Stage("figureA1", "quarter", 3),
+        Stage("figure4", "quarter", 5),
+        Stage("figure1-vgg11", "paper", 10),
+        Stage("figure1-resnet18-v4", "quarter", 3),
+        *(Stage(figure, "quarter", 10) for figure in ("figure4", "figure5")),
+        *(Stage(figure, "paper", 10) for figure in ("figure1-resnet18", "figure2", "figure4", "figure5")),
+        Stage("figure3", "paper", 3),
+    ),
+}

@@ -1,0 +1,119 @@
+"""The sizes at which the same experiments are run, and what becomes of an epoch number there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from gstlib.errors import InputError, check_choice
+from gstlib.spec import DataSpec
+
+_MOST_SEEDS = 10_000
+
+
+class Size(NamedTuple):
+    """How a network is run at a profile: epoch numbers divided by `divisor`, channels multiplied by `width`."""
+
+    divisor: float
+    width: float
+    train_size: int | None
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A size at which the same experiments are run.
+
+    `size` holds for every network that `sizes` does not name.  Seeds count
+    from `first_seed`; `decay` multiplies the learning rate at each milestone;
+    events are measured on `test_size` test images (None: all).
+    """
+
+    name: str
+    title: str
+    data: str
+    size: Size
+    sizes: Mapping[str, Size]
+    test_size: int | None
+    test_every: int
+    seeds: int
+    precision: str
+    first_seed: int = 0
+    decay: float = 0.1
+    channels_last: bool = True
+
+    def of(self, model: str) -> Size:
+        """The size at which this profile runs the network `model`."""
+        return self.sizes.get(model, self.size)
+
+
+# The trials that `mini` was chosen by used seeds 0 to 5, its evidence begins at 10.  A batch of few images that is cut
+# off at the end of an epoch would have a tenth of the weight in the running statistics just before every t_pre: at
+# reduced profiles the batch size divides the number of images.
+PROFILES = {p.name: p for p in (
+    Profile("smoke", "smoke (a trial of the machinery)", "digits", Size(13, 1 / 8, 96, 12),
+            {"conv4": Size(4, 1 / 8, 96, 12)}, test_size=60, test_every=1, seeds=2, precision="float32"),
+    Profile("mini", "mini (half width, 1,024 training images, quarter schedule; Conv4: 10,240 images, full schedule)",
+            "cifar10-folder", Size(4, 1 / 2, 1024, 16), {"conv4": Size(1, 1 / 2, 10240, 64)}, test_size=4000, test_every=3,
+            seeds=5, precision="bf16", first_seed=10, decay=0.1**0.5),
+    Profile("quarter", "quarter (full networks, a quarter of the epochs)", "cifar10", Size(4, 1.0, 49_920, 128),
+            {"conv4": Size(1, 1.0, None, 128)}, test_size=None, test_every=1, seeds=5, precision="bf16"),
+    Profile("paper", "paper (as printed)", "cifar10", Size(1, 1.0, None, 128), {}, test_size=None, test_every=1,
+            seeds=10, precision="bf16"),
+)}
+
+
+def profile(name: str) -> Profile:
+    """The profile `name`. Raises `InputError` for one that is not there."""
+    check_choice("profile", name, PROFILES)
+    return PROFILES[name]
+
+
+def data_spec(profile: Profile, name: str, fingerprint: str, classes: int = 10) -> DataSpec:
+    """The profile's share of the data set `name` that `fingerprint` proves."""
+    return DataSpec(name, fingerprint, classes, profile.size.train_size, profile.test_size)
+
+
+def rounded(epoch: float, divisor: float) -> int:
+    return math.floor(epoch / divisor + 0.5)
+
+
+def scaled_schedule(start, end, retrain: int, divisor: float) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """Epoch numbers of a schedule divided by `divisor`.
+
+    The layers' offsets stay as printed, so that no two layers are struck
+    after the same epoch where the paper's are not.  Each window's length is
+    divided and rounded down, so that the number of events stays what it was
+    wherever `divisor` divides `retrain`.
+    """
+    first = rounded(min(start), divisor)
+    start_scaled = tuple(first + s - min(start) for s in start)
+    end_scaled = tuple(s + math.floor((e - s0) / divisor) for s, s0, e in zip(start_scaled, start, end))
+    return start_scaled, end_scaled, max(1, rounded(retrain, divisor))
+
+
+def parse_seeds(text: str | int | Iterable[int], first: int = 0) -> list[int]:
+    """Seeds from a number of them (3 -> `first` and the two after it), a range ("2-5"), a list ("0,4,7"), or integers
+    as they are."""
+    if isinstance(text, int):
+        text = str(text)
+    if not isinstance(text, str):
+        return [int(seed) for seed in text]
+    try:
+        if "," in text:
+            seeds = [int(part) for part in text.split(",") if part.strip()]
+        elif "-" in text.strip()[1:]:
+            low, high = text.split("-")
+            seeds = range(int(low), int(high) + 1)
+        else:
+            seeds = range(first, first + int(text))
+    except ValueError as error:
+        raise InputError(f"seeds {text!r} is neither a number, a range like 2-5, nor a list like 0,4,7") from error
+    if not seeds or seeds[0] < 0 or isinstance(seeds, list) and min(seeds) < 0:
+        raise InputError(f"seeds {text!r} names no seed; "
+                         "give a number from 1 on, a range like 2-5 or a list like 0,4,7")
+    if len(seeds) > _MOST_SEEDS:
+        raise InputError(f"seeds {text!r} names more than {_MOST_SEEDS} seeds; give fewer")
+    return list(seeds)

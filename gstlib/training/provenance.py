@@ -1,0 +1,60 @@
+"""Where and with what a result was made."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from gstlib.data import Images
+
+
+def provenance(images: Images, device: torch.device, profile: str, seconds: float, replicas: int = 1) -> dict:
+    """Where and with what a result was made: data, device, versions, commit, date; no path and no host name."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    return {
+        "data": images.name, "data_title": images.title, "fingerprint": images.fingerprint,
+        "profile": profile, "device": name, "device_type": device.type, "threads": torch.get_num_threads(),
+        "seconds": round(seconds, 3), "replicas": replicas, "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit(), "python": platform.python_version(),
+        "versions": {package: _version(package) for package in ("gstlib", "torch", "torchvision", "numpy")},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "source tree"
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+        return names[0] if names else platform.machine()
+    except OSError:
+        return platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """The commit that gstlib's source is at, with "+changes" where gstlib/ differs from it; "unknown" outside git.
+
+    The environment variable GSTLIB_COMMIT stands in where the source travels without its history.
+    """
+    if stated := os.environ.get("GSTLIB_COMMIT"):
+        return stated
+    here = Path(__file__).parents[1]
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

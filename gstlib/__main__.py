@@ -14,7 +14,6 @@ import pandas as pd
 
 from gstlib import experiments, files
 from gstlib.errors import InputError
-from gstlib.spec import RunSpec
 from gstlib.store import Store
 
 RESULTS = "results"
@@ -40,10 +39,6 @@ def _print(frame: pd.DataFrame, as_json: bool) -> None:
         print(frame.to_string(index=False))
 
 
-def _iterative_rate(spec: RunSpec) -> str:
-    return "" if spec.pruning is None else f"{100 * spec.pruning.schedule.iterative_rate:.1f}%"
-
-
 def command_list(args) -> int:
     """Every run of the figures named (all, when none is) at a profile: figure, label, seed, id, stored or not."""
     store = Store(args.results)
@@ -52,8 +47,9 @@ def command_list(args) -> int:
     runs, stored = _runs(args), set(store.ids())
     _print(pd.DataFrame([{
         "figure": figure, "label": run.label, "seed": run.spec.seed, "id": run.spec.id, "model": run.spec.model.name,
-        "epochs": run.spec.optimiser.epochs, "rate": _iterative_rate(run.spec), "stored": run.spec.id in stored,
-    } for figure, run in runs]), args.json)
+        "epochs": run.spec.optimiser.epochs,
+        "rate": f"{100 * run.spec.pruning.schedule.iterative_rate:.1f}%" if run.spec.pruning else "",
+        "stored": run.spec.id in stored} for figure, run in runs]), args.json)
     return 0
 
 
@@ -67,11 +63,12 @@ def _list_campaign(args, store: Store) -> int:
     device, stored = pick_device(args.device), set(store.ids())
     frame = pd.DataFrame([{
         "figure": stage.figure, "profile": stage.profile, "label": run.label, "seed": run.spec.seed, "id": run.spec.id,
-        "model": run.spec.model.name, "seconds": round(pace.seconds_per_run(run.spec, device, runner.REPLICAS), 1),
-    } for stage, run in todo.campaign(device.type, args.data) if run.spec.id not in stored])
+        "model": run.spec.model.name, "seconds": round(pace.seconds_per_run(run.spec, device, runner.REPLICAS), 1)}
+        for stage, run in todo.campaign(device.type, args.data) if run.spec.id not in stored])
     _print(frame, args.json)
     if not args.json and len(frame):
-        print(f"{len(frame)} runs, {frame['seconds'].sum() / 3600:.1f} hours one after the other on {device} (measured on a few steps)")
+        print(f"{len(frame)} runs, {frame['seconds'].sum() / 3600:.1f} hours one after the other on {device} "
+              "(measured on a few steps)")
     return 0
 
 
@@ -95,13 +92,10 @@ def command_run(args) -> int:
 
 def command_status(args) -> int:
     """For every configuration of the figures named: runs stored, runs missing."""
-    runs = _runs(args)
     stored = set(Store(args.results).ids())
-    frame = pd.DataFrame([{"figure": figure, "label": run.label, "stored": run.spec.id in stored}
-                          for figure, run in runs])
+    frame = pd.DataFrame([{"figure": figure, "label": run.label, "stored": run.spec.id in stored} for figure, run in _runs(args)])
     table = frame.groupby(["figure", "label"], sort=False)["stored"].agg(stored="sum", wanted="size").reset_index()
-    table["missing"] = table["wanted"] - table["stored"]
-    _print(table, args.json)
+    _print(table.assign(missing=table["wanted"] - table["stored"]), args.json)
     return 0
 
 
@@ -189,9 +183,9 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m gstlib", description="Replicate arXiv:1906.03728: list, train and check its runs.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, function, figures: bool = True) -> argparse.ArgumentParser:
-        text = function.__doc__
-        sub = commands.add_parser(name, help=text.split(";")[0].rstrip("."), description=text)
+    def add(function, figures: bool = True, as_json: bool = True) -> argparse.ArgumentParser:
+        text = function.__doc__ or ""  # none under python -OO
+        sub = commands.add_parser(function.__name__.removeprefix("command_"), help=text.split(";")[0].rstrip("."), description=text)
         sub.set_defaults(function=function)
         sub.add_argument("--results", default=os.environ.get("GSTLIB_RESULTS", RESULTS), metavar="DIR",
                          help="folder of stored runs (default: %(default)s)")
@@ -202,15 +196,17 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--data", help="digits, cifar10, or the path of a folder or archive of images; "
                                             "default: the profile's")
             sub.add_argument("--seeds", help="a number of seeds, a range 2-5, or a list 0,4,7; default: the profile's number")
+        if as_json:
+            sub.add_argument("--json", action="store_true", help="print JSON")
         return sub
 
-    listing, run, status = add("list", command_list), add("run", command_run), add("status", command_status)
-    for sub in (listing, status):
-        sub.add_argument("--json", action="store_true", help="print JSON")
+    listing, run, _, _ = add(command_list), add(command_run, as_json=False), add(command_status), add(command_verify, False)
+    measure = add(command_bench, figures=False)
+    for sub in (listing, run, measure):
+        sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     for sub in (listing, run):
         sub.add_argument("--campaign", action="store_true",
                          help="instead of figures at a profile: everything still missing, most valuable first")
-        sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     run.add_argument("--workers", type=int, help="runs at a time on a CPU (default: one per core), or GPUs (default: all)")
     run.add_argument("--replicas", type=int, help="runs in lockstep on one GPU (default: 10, or what memory holds)")
     run.add_argument("--time-limit", type=float, metavar="MINUTES",
@@ -223,17 +219,12 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--gpus-per-group", type=float, default=1.0, metavar="PART",
                      help="of a GPU for each group on a Ray cluster (default: %(default)s)")
     run.add_argument("--quiet", action="store_true", help="no progress bar")
-    for name, function in (("export", command_export), ("import", command_import)):
-        add(name, function, figures=name == "export").add_argument(
-            "--archive", required=True, metavar="FILE", help="the archive, a zip file")
-    measure = add("bench", command_bench, figures=False)
-    measure.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    for sub in (add(command_export, as_json=False), add(command_import, figures=False, as_json=False)):
+        sub.add_argument("--archive", required=True, metavar="FILE", help="the archive, a zip file")
     measure.add_argument("--store", action="store_true",
                          help="instead: seconds of list, status and a figure's tables with 10,000 stored runs")
     measure.add_argument("--quick", action="store_true", help="few steps a figure; minutes instead of tens of them")
-    measure.add_argument("--json", action="store_true", help="print JSON")
     measure.add_argument("--output", metavar="FILE", help="also write the JSON there")
-    add("verify", command_verify, figures=False).add_argument("--json", action="store_true", help="print JSON")
     return top
 
 

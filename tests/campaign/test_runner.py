@@ -112,7 +112,7 @@ def test_the_campaign_names_each_run_once_in_order_of_worth():
     assert len(ids) == len(set(ids))
     every = experiments.CAMPAIGN["cpu"]
     stages = list(dict.fromkeys(stage for stage, _ in planned))
-    assert stages[0] == every[0] and stages == [stage for stage in every if stage in stages]
+    assert stages[0] == every[0] and stages == [stage for stage in dict.fromkeys(every) if stage in stages]
     first = {run.spec.id for stage, run in planned if stage == stages[0]}
     runs, _ = todo.plan([every[0].figure], every[0].profile, "digits", every[0].seeds)
     assert first == {run.spec.id for _, run in runs}

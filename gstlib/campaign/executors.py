@@ -27,8 +27,6 @@ from gstlib.training import train
 from gstlib.training.checkpoint import Checkpoints
 from gstlib.training.engine import ran_out
 
-_GO, _STOP, _NOW = range(3)  # what a worker process is told: train, stop after this step, end at once
-
 
 @dataclass
 class Setting:
@@ -82,8 +80,8 @@ class Processes:
     def __init__(self, setting: Setting):
         self.setting, self.slots = setting, setting.workers
         self.context = multiprocessing.get_context("spawn")
-        self.order = self.context.RawValue("b", _GO)  # without a lock, which a killed worker might hold
-        self.pools, self.queues, self.futures = {}, {}, {}
+        self.ending = self.context.RawValue("b", False)  # without a lock, which a killed worker might hold
+        self.pools, self.queues, self.futures, self.workers = {}, {}, {}, []
 
     def submit(self, specs: list[RunSpec], source: str, profile: str) -> Future:
         slot = next(i for i in range(self.slots) if i not in self.futures or self.futures[i].done())
@@ -92,7 +90,8 @@ class Processes:
             device = torch.device("cuda", slot)
         if slot not in self.pools:
             self.queues[slot] = self.context.SimpleQueue()
-            self.pools[slot] = ProcessPoolExecutor(1, self.context, _begin, (self.order, self.queues[slot]))
+            self.pools[slot] = ProcessPoolExecutor(1, self.context, _begin, (self.ending, self.queues[slot]))
+        others = multiprocessing.active_children()
         # workers are born deaf to signals, which reach the whole process group: this process alone decides
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
@@ -102,6 +101,7 @@ class Processes:
             return self.submit(specs, source, profile)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self.workers += [child for child in multiprocessing.active_children() if child not in others]
         return self.futures[slot]
 
     def gone(self, error: BaseException) -> bool:
@@ -113,25 +113,25 @@ class Processes:
                 yield queue.get()
 
     def stop(self, now: bool = False) -> None:
-        self.order.value = _NOW if now else _STOP
+        self.ending.value = True
+        for worker in self.workers if now else ():
+            worker.kill()
 
     def close(self) -> None:
         for pool in self.pools.values():
             pool.shutdown()
 
 
-def _begin(order, news) -> None:
-    """Set up a worker process, which ends when told to, or after its step where the process that it works for is gone."""
-    global _asked, _news, _training
-    _news, _training, master = news, threading.Lock(), multiprocessing.parent_process().pid
-    _asked = lambda: order.value != _GO or os.getppid() != master  # noqa: E731
+def _begin(ending, news) -> None:
+    """Set up a worker process; one whose master is gone ends after its step."""
+    global _ending, _news, _training
+    _news, _training, master = news, threading.Lock(), multiprocessing.parent_process()
+    _ending = lambda: ending.value or os.getppid() != master.pid  # noqa: E731
 
     def guard() -> None:
-        while order.value != _NOW and os.getppid() == master:
-            time.sleep(0.2)
-        if order.value != _NOW:
-            _training.acquire()
-        os._exit(1)
+        master.join()
+        with _training:
+            os._exit(1)
 
     threading.Thread(target=guard, daemon=True).start()
 
@@ -139,7 +139,7 @@ def _begin(order, news) -> None:
 def _work(specs: list[RunSpec], source: str, device: torch.device, profile: str, checkpoints: Checkpoints):
     """`attempt` in a worker process."""
     with _training:
-        return attempt(specs, _images(source), device, profile, _news.put, checkpoints, _asked)
+        return attempt(specs, _images(source), device, profile, _news.put, checkpoints, _ending)
 
 
 def connect(address: str | None, device: str, workers: int | None) -> torch.device:

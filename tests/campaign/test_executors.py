@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from gstlib.campaign import executors, runner
+from gstlib.campaign.leases import Leases
 from gstlib.errors import InputError
 from gstlib.experiments import Labelled
 from gstlib.spec import OptimiserSpec, PruningSpec
@@ -116,6 +117,46 @@ def test_a_signal_keeps_a_checkpoint_and_the_run_goes_on(tmp_path, digits, long,
     store = Store(tmp_path)
     assert runner.run(store, [long], digits, "digits", "tiny", "cpu", workers=1, quiet=True).trained == [long.spec.id]
     assert_same(store, long, whole)
+
+
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def workers(pid):
+    """Process ids of the workers of a campaign."""
+    return [child for child in children(pid) if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+@pytest.fixture
+def campaign(tmp_path, long):
+    """A campaign in worker processes that trains."""
+    process = subprocess.Popen([sys.executable, "-c", RUN, long.spec.to_json(), str(tmp_path), "processes"],
+                               stderr=subprocess.PIPE, text=True, start_new_session=True)
+    until(lambda: started(tmp_path, long))
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_workers_of_a_killed_campaign_end_and_its_runs_are_free(tmp_path, long, campaign):
+    crew = workers(campaign.pid)
+    campaign.kill()
+    with Leases(tmp_path / "leases") as leases:
+        until(lambda: leases.take(long.spec.id))
+    assert crew
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in crew))
+
+
+def test_a_second_signal_does_not_wait_for_a_worker_that_hangs(tmp_path, long, campaign):
+    for pid in workers(campaign.pid):
+        os.kill(pid, signal.SIGSTOP)
+    campaign.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert campaign.poll() is None
+    campaign.send_signal(signal.SIGINT)
+    assert campaign.wait(timeout=60) == 130
+    assert not list((tmp_path / "leases").iterdir()) and started(tmp_path, long)
 
 
 def _campaign(results, specs, ready, told):

@@ -65,22 +65,27 @@ def test_the_table_of_profiles_states_what_the_profiles_are():
             for cells in [[cell.strip() for cell in line.strip("|").split("|")]]}
     for column, name in enumerate(rows[""]):
         profile = experiments.PROFILES[name]
+        size, conv4 = profile.size, profile.of("conv4")
         data = experiments.data_spec(profile, profile.data, "0" * 64)
         runs = {run.label: run.spec for run in experiments.figures.figure1_vgg11(profile, data, [0])}
         plain = runs["none"].optimiser
         stated = {row: cells[column] for row, cells in rows.items()}
-        assert stated["Training images"] == str(profile.train_size or "all")
+        assert stated["Training images"] == str(size.train_size or "all")
+        assert stated["Training images, Figure 2"] == str(conv4.train_size or "all")
         assert stated["Test images"] == str(profile.test_size or "all")
-        assert Fraction(stated["Channels, times"]) == profile.width
-        assert float(stated["Epochs, divided by"]) == profile.divisor
-        assert float(stated["Epochs, Figure 2, divided by"]) == profile.divisor_conv4
+        assert Fraction(stated["Channels, times"]) == size.width == conv4.width
+        assert float(stated["Epochs, divided by"]) == size.divisor
+        assert float(stated["Epochs, Figure 2, divided by"]) == conv4.divisor
         assert int(stated["Epochs of Figure 1"]) == plain.epochs
-        assert stated["Rate divided by 10 at"] == ", ".join(map(str, plain.milestones))
+        assert stated["Rate falls at"] == ", ".join(map(str, plain.milestones))
+        assert stated["Rate is then divided by"] == {0.1: "10", 0.1**0.5: "√10"}[plain.decay]
         assert int(stated["$r = 4$ becomes"]) == runs["S r=4"].pruning.retrain
         assert int(stated["$r = 40$ becomes"]) == runs["S r=40"].pruning.retrain
-        assert int(stated["Batch"]) == profile.batch_size
+        assert int(stated["Batch"]) == size.batch_size
+        assert int(stated["Batch, Figure 2"]) == conv4.batch_size
         assert int(stated["Tested every (epochs)"]) == profile.test_every
         assert int(stated["Seeds"]) == profile.seeds
+        assert int(stated["First seed"]) == profile.first_seed
         assert stated["Precision"] == profile.precision
     assert set(rows[""]) == set(experiments.PROFILES)
 

@@ -386,12 +386,13 @@ def test_the_time_between_events_is_as_stated():
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     names, stated = lines[0][1:], {row[0]: row[1:] for row in lines[2:]}
     for column, name in enumerate(names):
-        size = experiments.PROFILES[name]
-        data = experiments.data_spec(size, size.data, "0" * 64)
-        (spec,) = [run.spec for run in experiments.figures.figure1_vgg11(size, data, [0]) if run.label == "L r=40"]
-        steps = -(-(size.train_size or bench.TRAIN) // size.batch_size)
+        profile = experiments.PROFILES[name]
+        data = experiments.data_spec(profile, profile.data, "0" * 64)
+        (spec,) = [run.spec for run in experiments.figures.figure1_vgg11(profile, data, [0]) if run.label == "L r=40"]
+        steps = -(-(spec.data.train_size or bench.TRAIN) // spec.optimiser.batch_size)
         assert int(stated["Epochs"][column]) == spec.pruning.retrain
         assert int(stated["Batches"][column]) == spec.pruning.retrain * steps
+        assert int(stated["Images in a batch"][column]) == spec.optimiser.batch_size
 
 
 # ---------------------------------------------------------------- prune your own network

@@ -77,12 +77,13 @@ def command_run(args) -> int:
     from gstlib.campaign import runner
 
     store = Store(args.results)
-    options = {name: getattr(args, name) for name in ("workers", "replicas", "time_limit", "quiet", "executor", "address",
-                                                      "gpus_per_group", "checkpoint_every")}
+    options = {name: getattr(args, name) for name in (
+        "workers", "replicas", "time_limit", "quiet", "executor", "address", "gpus_per_group", "checkpoint_every")}
     if args.campaign:
         outcome = runner.run_campaign(store, args.data, args.device, **options)
     else:
-        outcome = runner.train_missing(store, _figures(args), args.profile, args.data, args.seeds, args.device, **options)
+        outcome = runner.train_missing(store, _figures(args), args.profile, args.data, args.seeds, args.device,
+                                       **options)
     for run_id, why in outcome.failed.items():
         print(f"failed: {run_id}: {why}", file=sys.stderr)
     print(f"{len(outcome.trained)} runs trained, {outcome.stored} were stored already, "
@@ -93,7 +94,8 @@ def command_run(args) -> int:
 def command_status(args) -> int:
     """For every configuration of the figures named: runs stored, runs missing."""
     stored = set(Store(args.results).ids())
-    frame = pd.DataFrame([{"figure": figure, "label": run.label, "stored": run.spec.id in stored} for figure, run in _runs(args)])
+    frame = pd.DataFrame([{"figure": figure, "label": run.label, "stored": run.spec.id in stored}
+                          for figure, run in _runs(args)])
     table = frame.groupby(["figure", "label"], sort=False)["stored"].agg(stored="sum", wanted="size").reset_index()
     _print(table.assign(missing=table["wanted"] - table["stored"]), args.json)
     return 0
@@ -180,34 +182,36 @@ def _existing(results: str) -> Store:
 
 def parser() -> argparse.ArgumentParser:
     """The command line's parser."""
-    top = argparse.ArgumentParser(prog="python -m gstlib", description="Replicate arXiv:1906.03728: list, train and check its runs.")
+    top = argparse.ArgumentParser(prog="python -m gstlib",
+                                  description="Replicate arXiv:1906.03728: list, train and check its runs.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(function, figures: bool = True, as_json: bool = True) -> argparse.ArgumentParser:
-        text = function.__doc__ or ""  # none under python -OO
-        sub = commands.add_parser(function.__name__.removeprefix("command_"), help=text.split(";")[0].rstrip("."), description=text)
+        name, text = function.__name__.removeprefix("command_"), function.__doc__ or ""  # none under python -OO
+        sub = commands.add_parser(name, help=text.split(";")[0].rstrip("."), description=text)
         sub.set_defaults(function=function)
         sub.add_argument("--results", default=os.environ.get("GSTLIB_RESULTS", RESULTS), metavar="DIR",
                          help="folder of stored runs (default: %(default)s)")
         if figures:
             sub.add_argument("figures", nargs="*", metavar="FIGURE",
                              help=f"which figures: {', '.join(experiments.EXPERIMENTS)}; default all")
-            sub.add_argument("--profile", default="smoke", help=f"{', '.join(experiments.PROFILES)} (default: %(default)s)")
+            sub.add_argument("--profile", default="smoke",
+                             help=f"{', '.join(experiments.PROFILES)} (default: %(default)s)")
             sub.add_argument("--data", help="digits, cifar10, or the path of a folder or archive of images; "
                                             "default: the profile's")
-            sub.add_argument("--seeds", help="a number of seeds, a range 2-5, or a list 0,4,7; default: the profile's number")
+            sub.add_argument("--seeds", help="a number of seeds, a range 2-5 or a list 0,4,7; default: the profile's")
         if as_json:
             sub.add_argument("--json", action="store_true", help="print JSON")
         return sub
 
-    listing, run, _, _ = add(command_list), add(command_run, as_json=False), add(command_status), add(command_verify, False)
-    measure = add(command_bench, figures=False)
+    listing, run, _ = add(command_list), add(command_run, as_json=False), add(command_status)
+    _, measure = add(command_verify, figures=False), add(command_bench, figures=False)
     for sub in (listing, run, measure):
         sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     for sub in (listing, run):
         sub.add_argument("--campaign", action="store_true",
                          help="instead of figures at a profile: everything still missing, most valuable first")
-    run.add_argument("--workers", type=int, help="runs at a time on a CPU (default: one per core), or GPUs (default: all)")
+    run.add_argument("--workers", type=int, help="runs at a time on a CPU (default: one a core), or GPUs (default: all)")
     run.add_argument("--replicas", type=int, help="runs in lockstep on one GPU (default: 10, or what memory holds)")
     run.add_argument("--time-limit", type=float, metavar="MINUTES",
                      help="stop then: what cannot end in time is begun last, and goes on from its checkpoint next time")

@@ -204,14 +204,14 @@ def checkpoint_damaged(folder: Path, whole: Whole, tries: int = 40) -> Seen:
     raw, found = kept.file(run_id).read_bytes(), 0
     for number, at in enumerate(_places(len(raw), tries)):
         kept.file(run_id).write_bytes(raw[:at] if number % 2 else raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1:])
-        with hushed():
-            found += kept.position(run_id) == (0, 0) and not kept.file(run_id).exists()
+        with hushed() as said:
+            found += kept.position(run_id) == (0, 0) and "passed over" in said.getvalue()
     kept.file(run_id).write_bytes(raw[:len(raw) // 2])
     with hushed():
         go(folder, runs)
     same = whole.equal(folder, runs) == 1
-    return Seen(f"checkpoint flipped or cut off at {tries} places", "set aside, the run begun anew, same rows",
-                f"{found} of {tries} set aside; {'same' if same else 'other'} rows", tries, found == tries and same)
+    return Seen(f"checkpoint flipped or cut off at {tries} places", "passed over, the run begun anew, same rows",
+                f"{found} of {tries} passed over; {'same' if same else 'other'} rows", tries, found == tries and same)
 
 
 def _stopped_midway(folder: Path, runs: list[Labelled], calls: int = 14) -> None:
@@ -246,7 +246,7 @@ def pickle_planted(folder: Path, whole: Whole) -> Seen:
     with hushed():
         go(folder, runs)
     same, sprung = whole.equal(folder, runs) == 1, trap.exists()
-    return Seen("pickle planted under a checkpoint's name", "no code run, set aside, begun anew, same rows",
+    return Seen("pickle planted under a checkpoint's name", "no code run, passed over, begun anew, same rows",
                 f"code {'RUN' if sprung else 'not run'}; {'same' if same else 'other'} rows", 1, same and not sprung)
 
 

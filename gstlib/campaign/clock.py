@@ -11,7 +11,7 @@ from gstlib.training import pace, train
 
 
 class Clock:
-    """Judges by runs of the same shape so far, else by a short measurement on `device` (None: elsewhere, all may begin)."""
+    """Judges by runs of the same shape so far, else by a short measurement on `device` (None: all may begin)."""
 
     def __init__(self, minutes: float | None, device: torch.device | None):
         self.deadline = float("inf") if minutes is None else time.monotonic() + 60 * minutes

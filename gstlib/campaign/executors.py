@@ -95,7 +95,8 @@ class Processes:
         # workers are born deaf to signals, which reach the whole process group: this process alone decides
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
-            self.futures[slot] = self.pools[slot].submit(_work, specs, source, device, profile, self.setting.checkpoints)
+            self.futures[slot] = self.pools[slot].submit(
+                _work, specs, source, device, profile, self.setting.checkpoints)
         except BrokenExecutor:  # its worker has died since
             del self.pools[slot]
             return self.submit(specs, source, profile)
@@ -182,10 +183,12 @@ class OnRay:
 
         self.ray, self.setting, self.references = ray, setting, []
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.orders, self.reports = (Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here}) for _ in range(2))
+        options = {"num_cpus": 0, "scheduling_strategy": here}
+        self.orders, self.reports = Queue(actor_options=options), Queue(actor_options=options)
         self.kind, self.part = ("GPU", setting.gpus_per_group) if setting.device.type == "cuda" else ("CPU", 1)
         # retries are `Work`'s: it knows how far the checkpoints are
-        self.task = ray.remote(**({"max_retries": 0, "num_cpus": 0} | {f"num_{self.kind.lower()}s": self.part}))(_ray_task)
+        needs = {"num_cpus": 0} | {f"num_{self.kind.lower()}s": self.part}
+        self.task = ray.remote(max_retries=0, **needs)(_ray_task)
 
     @property
     def slots(self) -> int:
@@ -194,7 +197,8 @@ class OnRay:
 
     def submit(self, specs: list[RunSpec], source: str, profile: str) -> Future:
         s = self.setting
-        self.references.append(self.task.remote(specs, source, s.device, profile, s.checkpoints, self.orders, self.reports))
+        self.references.append(self.task.remote(
+            specs, source, s.device, profile, s.checkpoints, self.orders, self.reports))
         return self.references[-1].future()
 
     def gone(self, error: BaseException) -> bool:
@@ -214,7 +218,8 @@ class OnRay:
         self.reports.shutdown(force=True)
 
 
-def _ray_task(specs: list[RunSpec], source: str, device: torch.device, profile: str, checkpoints: Checkpoints, orders, reports):
+def _ray_task(specs: list[RunSpec], source: str, device: torch.device, profile: str, checkpoints: Checkpoints,
+              orders, reports):
     """`attempt` on a node of the cluster, where Ray has made one GPU (or part of it) visible."""
     asked = time.monotonic()
 

@@ -42,7 +42,8 @@ class Interrupted(KeyboardInterrupt):
 def run(store: Store, runs: Iterable[Labelled], images: data.Images, source: str, profile: str, device: str = "auto",
         **options) -> Outcome:
     """`train_all` for `runs` on `images`, which are what `data.load(source)` gives."""
-    return train_all(store, lambda _: [Task(*run, profile, source) for run in runs], device, lambda _: images, **options)
+    return train_all(store, lambda _: [Task(*run, profile, source) for run in runs], device, lambda _: images,
+                     **options)
 
 
 def train_missing(store: Store, figures: Iterable[str], profile: str, source: str | None = None, seeds=None,
@@ -108,8 +109,8 @@ def train_all(store: Store, find: Callable[[str], list[Task]], device: str = "au
     clock, show = Clock(time_limit, None if executor == "ray" else chosen), Display(todo, quiet)
     with _signals() as signals, Leases(store.path / "leases") as leases, show.bar:
         work = Work(store, todo, replicas or (REPLICAS if on_gpu else 1), clock, leases, checkpoints, show)
-        setting = Setting(chosen, workers, checkpoints, load or functools.cache(data.load), lambda: signals or clock.over(),
-                          show, gpus_per_group)
+        setting = Setting(chosen, workers, checkpoints, load or functools.cache(data.load),
+                          lambda: signals or clock.over(), show, gpus_per_group)
         _train(work, EXECUTORS[executor](setting), setting)
     if signals:
         raise Interrupted(signals[0])

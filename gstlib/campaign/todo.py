@@ -31,8 +31,9 @@ def missing(store: Store, runs: Iterable) -> list:
     return [run for run_id, run in once.items() if not store.whole(run_id)]
 
 
-def plan(figures: Iterable[str], profile: str, source: str | None = None, seeds=None) -> tuple[list[tuple[str, Labelled]], data.Known]:
-    """Every run of `figures` at `profile` as (figure, run), and the data; without torch where those have been seen before.
+def plan(figures: Iterable[str], profile: str, source: str | None = None,
+         seeds=None) -> tuple[list[tuple[str, Labelled]], data.Known]:
+    """Every run of `figures` at `profile` as (figure, run), and the data; without torch where those are known.
 
     source: what `data.load` takes; None: the profile's own data set.
     seeds: what `experiments.parse_seeds` takes; None: the profile's number.
@@ -41,7 +42,7 @@ def plan(figures: Iterable[str], profile: str, source: str | None = None, seeds=
 
 
 def campaign(device: str, source: str | None = None) -> list[tuple[Stage, Labelled]]:
-    """Every run of the campaign for this type of device (cpu, cuda) with the first stage it is for, most valuable first."""
+    """Every run of the campaign for this type of device (cpu, cuda), with its stage, most valuable first."""
     once: dict[str, tuple[Stage, Labelled]] = {}
     for stage in experiments.CAMPAIGN[device]:
         for _, run in plan([stage.figure], stage.profile, source, stage.seeds)[0]:

@@ -39,8 +39,9 @@ def seconds_per_run(spec: RunSpec, device: torch.device, replicas: int = 1) -> f
 def _pace(spec: RunSpec, device: torch.device, replicas: int) -> tuple[float, float]:
     """Seconds of a training step, a replica's share, and of a test image."""
     steps, tests, batch = *((20, 2000) if device.type == "cuda" else (2, 250)), spec.optimiser.batch_size
-    images = Images(*(torch.randint(0, high, (n, *size), dtype=kind) for n in (steps * batch, tests) for high, size, kind in (
-        (256, (3, 32, 32), torch.uint8), (spec.data.classes, (), torch.int64))), "random", "random", "random").to(device)
+    parts = [torch.randint(0, high, (n, *size), dtype=kind) for n in (steps * batch, tests) for high, size, kind in (
+        (256, (3, 32, 32), torch.uint8), (spec.data.classes, (), torch.int64))]
+    images = Images(*parts, "random", "random", "random").to(device)
 
     def replica() -> Replica:
         layout = torch.channels_last if spec.channels_last else torch.contiguous_format

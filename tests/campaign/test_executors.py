@@ -183,8 +183,8 @@ def test_two_campaigns_in_one_folder_train_nothing_twice(tmp_path, tiny_spec):
 
 
 def test_an_unknown_executor_and_an_address_without_a_cluster(tmp_path, digits, long):
-    for options, message in (({"executor": "slurm"}, "unknown executor 'slurm'"), ({"address": "auto"}, "--executor ray"),
-                             ({"gpus_per_group": 0}, "part of it"), ({"gpus_per_group": 1.5}, "part of it")):
+    for options, message in (({"executor": "slurm"}, "unknown executor 'slurm'"),
+                             ({"address": "auto"}, "--executor ray"), ({"gpus_per_group": 0}, "part of it"), ({"gpus_per_group": 1.5}, "part of it")):
         with pytest.raises(InputError, match=message):
             runner.run(Store(tmp_path), [long], digits, "digits", "tiny", "cpu", **options)
 
@@ -236,7 +236,8 @@ def test_a_cluster_that_loses_a_worker_and_a_node_loses_no_run(tmp_path, digits,
     killer = threading.Thread(target=strike)
     killer.start()
     store = Store(there)
-    outcome = runner.run(store, runs, digits, "digits", "tiny", "cpu", executor="ray", checkpoint_every=0.05, quiet=True)
+    outcome = runner.run(store, runs, digits, "digits", "tiny", "cpu", executor="ray", checkpoint_every=0.05,
+                         quiet=True)
     killer.join()
     assert struck[-1] == "node" and "worker" in struck
     assert sorted(outcome.trained) == sorted(x.spec.id for x in runs) and not outcome.failed

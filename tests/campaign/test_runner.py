@@ -132,7 +132,8 @@ def test_a_campaign_trains_what_its_stages_lack_each_at_its_profile(tmp_path, ru
 
 
 def test_a_short_measurement_is_near_what_a_run_takes(tmp_path, digits, tiny_spec):
-    spec = tiny_spec(data=dataclasses.replace(tiny_spec().data, train_size=256, test_size=100), optimiser=OptimiserSpec(epochs=6, batch_size=32))
+    spec = tiny_spec(data=dataclasses.replace(tiny_spec().data, train_size=256, test_size=100),
+                     optimiser=OptimiserSpec(epochs=6, batch_size=32))
     store = Store(tmp_path)
     run(store, [Labelled("x", spec)], digits, workers=1)
     estimate = clock.pace.seconds_per_run(spec, torch.device("cpu"))

@@ -25,7 +25,7 @@ class Shelf(set):
 
 
 class Scene:
-    """Work on `n` runs of two shapes, one process in ten of which is another's."""
+    """Work on `n` runs of two shapes, and a rival that holds some of them."""
 
     def __init__(self, folder, tiny_spec, monkeypatch, n=12, replicas=3, minutes=None):
         self.now = 1000.0
@@ -35,8 +35,8 @@ class Scene:
         self.tasks = [Task(f"run {i}", spec, "tiny", "digits") for i, spec in enumerate(specs)]
         self.store, self.rival = Shelf(), Leases(folder / "leases")
         self.checkpoints = Checkpoints(folder / "checkpoints", "cpu")
-        self.work = Work(self.store, self.tasks, replicas, Clock(minutes, None), Leases(folder / "leases"), self.checkpoints,
-                         Display(self.tasks, quiet=True))
+        self.work = Work(self.store, self.tasks, replicas, Clock(minutes, None), Leases(folder / "leases"),
+                         self.checkpoints, Display(self.tasks, quiet=True))
 
     def take(self):
         """A group, one second after the last try."""

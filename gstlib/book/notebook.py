@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 
 from gstlib import experiments
 from gstlib.errors import InputError, check_choice
-from gstlib.reading import analysis, figures
-from gstlib.reading.analysis import Study
+from gstlib.reading import figures, text
+from gstlib.reading.study import Study, command, study
 from gstlib.store import Store
 
 PARAMETERS = ("profile", "data", "seeds", "device", "results", "train", "executor", "output")
@@ -76,15 +76,15 @@ class Chapter:
         with _without_traceback():
             if not any(about["profile"] == profile for _, _, about in self.store.about()):
                 raise InputError(f"{self.store.path} holds no run at profile {profile!r}; make them with: "
-                                 + analysis.command(names, profile, data or experiments.profile(profile).data,
-                                                    self.store.path, seeds))
-            self.studies = [analysis.study(self.store, figure, profile, data, seeds) for figure in names]
+                                 + command(names, profile, data or experiments.profile(profile).data,
+                                           self.store.path, seeds))
+            self.studies = [study(self.store, figure, profile, data, seeds) for figure in names]
 
-    def show(self, study: Study, draw: Callable[[Study], Figure], name: str, text: str,
+    def show(self, study: Study, draw: Callable[[Study], Figure], name: str, seen: str,
              rows: Callable[[Study], pd.DataFrame] = lambda study: study.runs, confidence: float = 0.95) -> None:
         """Draw and save one panel with its caption and links, or say which command makes its runs.
 
-        `name` names its files, `text` says what is seen, `rows` gives the
+        `name` names its files, `seen` says what is seen, `rows` gives the
         table behind it.  A panel without runs leaves no file, not even that
         of an earlier time when there were some.
         """
@@ -96,23 +96,23 @@ class Chapter:
                      f"Make them with* `{study.command}`.")
             return
         self.output.mkdir(parents=True, exist_ok=True)
-        analysis.runs_table(study).to_csv(runs, index=False, float_format="%.6g", lineterminator="\n")
-        self.show_figure(draw(study), name, rows(study), text, analysis.caption(study, confidence),
+        text.runs_table(study).to_csv(runs, index=False, float_format="%.6g", lineterminator="\n")
+        self.show_figure(draw(study), name, rows(study), seen, text.caption(study, confidence),
                          {"runs": f"figures/{runs.name}"})
 
-    def show_figure(self, figure: Figure, name: str, rows: pd.DataFrame, text: str, caption: str = "",
+    def show_figure(self, figure: Figure, name: str, rows: pd.DataFrame, seen: str, caption: str = "",
                     more: dict[str, str] | None = None) -> None:
-        """Save and display `figure`; beneath it `text`, `caption`, links to PNG, SVG, CSV, `more` and the notebook."""
+        """Save and display `figure`; beneath it `seen`, `caption`, links to PNG, SVG, CSV, `more` and the notebook."""
         picture, *_ = figures.save(figure, self.output, name, rows)
-        display(Image(str(picture), width=_WIDTH, alt=text))
+        display(Image(str(picture), width=_WIDTH, alt=seen))
         links = {kind: f"figures/{name}.{kind.lower()}" for kind in ("PNG", "SVG", "CSV")} | (more or {})
         links["notebook"] = f"path:{self.name}.ipynb"
         listed = " · ".join(f"[{kind}]({target})" for kind, target in links.items())
-        self.say(f"*{text}* {caption} {listed}")
+        self.say(f"*{seen}* {caption} {listed}")
 
-    def say(self, text: str) -> None:
+    def say(self, words: str) -> None:
         """Display Markdown."""
-        display(Markdown(text))
+        display(Markdown(words))
 
     def state(self, study: Study, sentence: Callable[..., str], *details) -> None:
         """Display what `sentence(study, *details)` computes; nothing where no run is stored."""

@@ -16,7 +16,8 @@ import pandas as pd
 from gstlib import experiments
 from gstlib.errors import InputError
 from gstlib.experiments import PROFILES
-from gstlib.reading import analysis
+from gstlib.reading import text
+from gstlib.reading.interval import LEVEL
 from gstlib.spec import DataSpec, PruningSpec, RunSpec
 from gstlib.store import Store
 
@@ -40,23 +41,19 @@ def runs(store: Store) -> pd.DataFrame:
     it as printed).  A run that no figure asks for has a dash there.
     """
     rows = []
-    for run_id in store.ids():
-        found = store.get(run_id)
-        if found is None:
-            continue
+    for run_id, found in store.runs():
         spec, about = found.spec, found.provenance
         profile = about["profile"]
         users = _users(profile, dataclasses.replace(spec.data, augment=False), spec.seed).get(run_id, {})
-        accuracy = analysis.summarise(found.tables["epoch"], found.tables["event"])["final_accuracy"]
         versions = about.get("versions")
         made_with = {"Python": about.get("python")} | (versions if isinstance(versions, dict) else {})
         rows.append({
             "run": run_id, "figures": ", ".join(users) or _NONE,
             "configuration": ", ".join(dict.fromkeys(users.values())) or _NONE,
             "network": _network(spec), "profile": profile, **_pruning(spec.pruning), "seed": spec.seed,
-            "accuracy, %": round(100 * accuracy, 2),
+            "accuracy, %": round(100 * found.tables["final"]["accuracy"].iloc[0], 2),
             "data": about["data_title"], "device": about["device"], "finished": about["finished"][:16].replace("T", " "),
-            "commit": analysis.short_commit(about["commit"]),
+            "commit": text.short_commit(about["commit"]),
             "versions": ", ".join(f"{name} {version}" for name, version in made_with.items() if version) or _NONE,
         })
     table = pd.DataFrame(rows, columns=list(_RUNS))
@@ -106,10 +103,18 @@ def runs_html(table: pd.DataFrame) -> str:
 
 def number(row: dict, prefix: str = "") -> str:
     """A claim's estimate with interval and unit, or a dash where there is none; `prefix` "small_" for that scale."""
-    names = ("estimate", "low", "high", "unit", "confidence")
-    value, low, high, unit, confidence = (row[prefix + name] for name in names)
-    other = "" if confidence == 0.95 else f" ({confidence:.0%} interval)"
-    return _NONE if value != value else f"{value:.2f} [{low:.2f}, {high:.2f}] {unit}".strip() + other
+    return text.number(*(row[prefix + name] for name in ("estimate", "low", "high", "unit", "confidence")))
+
+
+def aside(row: dict, prefix: str = "") -> str:
+    """What stands beside a claim's verdict: Holm's p over all claims; where it is open, what these seeds could find."""
+    words = [f"Holm's p {row[prefix + 'p_holm']:.2g}"] if row[prefix + "p_holm"] == row[prefix + "p_holm"] else []
+    smallest, needed = row[prefix + "smallest_effect"], row[prefix + "seeds_needed"]
+    if row["small_scale" if prefix else "verdict"] == "inconclusive" and smallest == smallest:
+        nan = float("nan")
+        words.append(f"effects from {text.number(smallest, nan, nan, row[prefix + 'unit'])} on would be found")
+        words += [f"the one seen needs {needed:.0f} seeds"] if needed < 1e6 else []
+    return ", ".join(words)
 
 
 def claims_html(table: pd.DataFrame) -> str:
@@ -117,7 +122,7 @@ def claims_html(table: pd.DataFrame) -> str:
 
     A cell carries its column's name, which the style sheet shows on a telephone, where a row becomes a card.
     """
-    headings = ("claim", "paper", "here, full width", "runs", "verdict", "small scale (mini)")
+    headings = ("claim", "paper", "here, full width", "seeds", "verdict", "small scale (mini)")
     lines = ['<table class="table claims">', "<thead><tr>", *(f"<th>{escape(name)}</th>" for name in headings),
              "</tr></thead>", "<tbody>"]
     for row in table.to_dict("records"):
@@ -126,7 +131,8 @@ def claims_html(table: pd.DataFrame) -> str:
         small = number(row, "small_")
         cells = (f'{link} {escape(row["statement"])}', escape(row["published"]),
                  escape(number(row) if told else _NONE), escape(f"{row['n']} ({row['profile']})" if row["n"] else "0"),
-                 _badge(row["verdict"]), _badge(row["small_scale"]) + (f" {escape(small)}" if small != _NONE else ""))
+                 _badge(row["verdict"]) + _beside(row),
+                 _badge(row["small_scale"]) + (f" {escape(small)}" if small != _NONE else "") + _beside(row, "small_"))
         lines += ["<tr>", *(f'<td data-label="{name}">{cell}</td>' for name, cell in zip(headings, cells)), "</tr>"]
     return "\n".join([*lines, "</tbody>", "</table>"])
 
@@ -135,16 +141,24 @@ def _badge(verdict: str) -> str:
     return f'<span class="verdict {escape(verdict.replace(" ", "-"))}">{escape(verdict)}</span>'
 
 
+def _beside(row: dict, prefix: str = "") -> str:
+    return f" <small>{escape(words)}</small>" if (words := aside(row, prefix)) else ""
+
+
 def verdicts_sentence(table: pd.DataFrame, store: Store) -> str:
-    """How many claims have which verdict, and from how many runs, in words."""
-    def counted(column: str) -> str:
+    """How many claims have which verdict, how many of these last among so many tests, from how many runs, in words."""
+    def counted(column: str, prefix: str = "") -> str:
         counts = table[column].value_counts()
-        verdicts = ("supported", "contradicted", "inconclusive", "not run")
-        return ", ".join(f"{counts[verdict]} {verdict}" for verdict in verdicts if verdict in counts)
+        words = [f"{counts[verdict]} {verdict}" for verdict in ("supported", "contradicted", "inconclusive", "not run")
+                 if verdict in counts]
+        decided = table[table[column].isin(["supported", "contradicted"]) & table[prefix + "p"].notna()]
+        lasting = decided[decided[prefix + "p_holm"] < LEVEL][column].value_counts()
+        held = [f"{lasting.get(verdict, 0)} of {number} {verdict}" for verdict, number in decided[column].value_counts().items()]
+        return ", ".join(words) + (f" (by Holm's p over all claims that were run: {', '.join(held)})" if held else "")
 
     days = [about["finished"][:10] for _, _, about in store.about()]
     made = f"{len(days)} stored run{'s' * (len(days) != 1)}" + (f", the last finished on {max(days)}" if days else "")
-    return f"From {made}. At full width: {counted('verdict')}. At small scale: {counted('small_scale')}."
+    return f"From {made}. At full width: {counted('verdict')}. At small scale: {counted('small_scale', 'small_')}."
 
 
 def benchmarks(store: Store) -> list[dict]:
@@ -169,7 +183,7 @@ def bench_machine(result: dict) -> str:
     """Where and when a benchmark was made, in words (Markdown)."""
     machine = result["machine"]
     return (f"Measured on {escape(str(machine['device']))}, {machine['cores']} cores, torch {machine['versions']['torch']}, "
-            f"{machine['finished'][:10]}, commit `{analysis.short_commit(str(machine['commit']))}`, full-width networks, batch 128"
+            f"{machine['finished'][:10]}, commit `{text.short_commit(str(machine['commit']))}`, full-width networks, batch 128"
             + (", a few steps of each" if machine["quick"] else "")
             + f". Peaks in that session: {machine['peak_operations_per_s'] / 1e12:.3g} TFLOP/s, "
               f"{machine['peak_bytes_per_s'] / 1e9:.3g} GB/s.")

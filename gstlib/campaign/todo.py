@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import NamedTuple
 
 from gstlib import data, experiments
 from gstlib.experiments import Labelled, Stage
 from gstlib.spec import RunSpec
-from gstlib.store import Store
+from gstlib.store import DamagedRun, Store
 
 
 class Task(NamedTuple):
@@ -23,12 +24,17 @@ class Task(NamedTuple):
 def missing(store: Store, runs: Iterable) -> list:
     """Those of `runs` (anything with a `spec`) that `store` lacks, each specification once, in the order given.
 
-    Stored ones are read and verified: a damaged one is set aside, and lacks.
+    Stored ones are read and verified: a damaged one is reported, and lacks. Raises `NewerSchema` where a newer
+    gstlib's file is in a run's place.
     """
     once: dict = {}
     for run in runs:
         once.setdefault(run.spec.id, run)
-    return [run for run_id, run in once.items() if not store.whole(run_id)]
+    stored = {run_id for run_id, _ in store.runs(once)}
+    for run_id in once.keys() - stored:
+        with suppress(KeyError, DamagedRun):
+            store.read(run_id)
+    return [run for run_id, run in once.items() if run_id not in stored]
 
 
 def plan(figures: Iterable[str], profile: str, source: str | None = None,

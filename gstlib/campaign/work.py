@@ -123,7 +123,7 @@ class Work:
             try:
                 if not self.leases.take(run_id):
                     self._elsewhere[run_id] = time.monotonic()
-                elif run_id in self.store:  # another finished it since
+                elif any(self.store.runs([run_id])):  # another finished it since
                     self.show.stands(run_id, task.spec.optimiser.epochs)
                     self._end(task)
                     self._outcome.stored += 1

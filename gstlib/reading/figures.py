@@ -5,7 +5,7 @@ One panel a picture, small enough that its type can be read on a telephone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib
@@ -18,21 +18,25 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from scipy import stats
 
-from gstlib.reading import analysis
-from gstlib.reading.analysis import Study
+from gstlib.reading import measures
+from gstlib.reading.interval import Estimate, half_width, t_interval
+from gstlib.reading.study import Study
+from gstlib.reading.text import pooled
 from gstlib.spec import RunSpec
 
 # one colour a method, the same in every figure: Okabe and Ito's set for the targets, told apart by every
 # common colour vision, and Paul Tol's muted set for what is not pruning for good
 _BLACK, _ORANGE, _SKY, _GREEN, _BLUE, _VERMILION, _PURPLE = (
     "#4d4d4d", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7")
-_COLOURS = {"none": _BLACK, "S": _BLUE, "R": _GREEN, "L": _VERMILION}
+_COLOURS = {"S": _BLUE, "R": _GREEN, "L": _VERMILION}
 _LIGHTER = {"S": _SKY, "L": _ORANGE}
-_NOISES = {"zeroing 0": "#999933", "zeroing 50": "#44AA99", "zeroing 1105": "#6699CC", "zeroing 1500": "#332288",
-           "gaussian 0": "#B79F45", "gaussian 50": "#117733", "gaussian 1105": "#AA4499", "gaussian 1500": "#882255"}
+_NOISES = {("zero", 0): "#999933", ("zero", 50): "#44AA99", ("zero", 1105): "#6699CC", ("zero", 1500): "#332288",
+           ("gaussian", 0): "#B79F45", ("gaussian", 50): "#117733", ("gaussian", 1105): "#AA4499",
+           ("gaussian", 1500): "#882255", ("gaussian-transient", 50): "#88CCEE", ("gaussian-transient", 1105): "#DDCC77",
+           ("gaussian-transient", 1500): "#CC6677"}
 _ONE_SHOT = "#661100"
 _SIZE = (5.2, 4.2)
-_RESAMPLES = 1000
+_FEWEST = 3  # with fewer runs these are drawn themselves, and no band
 _PER_CENT = FuncFormatter(lambda value, _: f"{100 * value:.4g}%")  # 10% and 91.5%, no needless decimals
 
 
@@ -59,14 +63,21 @@ def _legend(ax: Axes, columns: int = 2) -> None:
               handlelength=2.4, columnspacing=1.4)
 
 
-def _interval(confidence: float = 95) -> Callable[[pd.Series], tuple[float, float]]:
-    """For seaborn's `errorbar`: a percentile bootstrap interval of the mean; every point draws the same resamples."""
-    def bounds(values) -> tuple[float, float]:
-        values = np.asarray(values, dtype=float)
-        draws = np.random.default_rng(0).integers(0, len(values), (_RESAMPLES, len(values)))
-        low, high = np.percentile(values[draws].mean(1), [50 - confidence / 2, 50 + confidence / 2])
-        return low, high
-    return bounds
+def _line(ax: Axes, points: pd.DataFrame, x: str, y: str, colour: str, label: str, confidence: float = 0.95,
+          bars: bool = False, **look) -> None:
+    """The mean over seeds with its pointwise t interval, as a band or as bars; the runs themselves where they are few."""
+    points = points.groupby(["seed", x], as_index=False)[y].mean()  # layers struck after one epoch are no further seeds
+    if points["seed"].nunique() < _FEWEST:
+        for number, (_, run) in enumerate(points.groupby("seed")):
+            ax.plot(run[x], run[y], color=colour, label=None if number else label, **look)
+        return
+    each = points.groupby(x)[y].agg(["mean", "std", "count"])
+    half = half_width(each["std"], each["count"], confidence)
+    if bars:
+        ax.errorbar(each.index, each["mean"], half, color=colour, capsize=2, elinewidth=1.2, label=label, **look)
+    else:
+        ax.plot(each.index, each["mean"], color=colour, label=label, **look)
+        ax.fill_between(each.index, each["mean"] - half, each["mean"] + half, color=colour, alpha=0.18, linewidth=0)
 
 
 def method_name(spec: RunSpec) -> str:
@@ -74,48 +85,52 @@ def method_name(spec: RunSpec) -> str:
     p = spec.pruning
     if p is None:
         return "no pruning"
-    once = all(len(p.schedule.event_epochs(layer)) == 1 for layer in range(len(p.layers)))
-    rate = "one shot" if once else f"{100 * p.schedule.iterative_rate:.0f}%"
-    return f"{_method(p.target, p.score)}, {rate}"
+    return f"{_method(p.target, p.score)}, " + ("one shot" if _once(p) else f"{100 * p.schedule.iterative_rate:.0f}%")
+
+
+def _once(pruning) -> bool:
+    return all(len(pruning.schedule.event_epochs(layer)) == 1 for layer in range(len(pruning.layers)))
 
 
 def _method(target: str, score: str) -> str:
     """Target and score in words; random selection looks at no score."""
-    name = {"ebn": "E[BN]", "l2": "l2", "l1": "l1", "magnitude": "weights"}[score]
+    name = {"ebn": "E[BN]", "ebn-signed": "signed E[BN]", "magnitude": "weights"}.get(score, score)
     return f"prune {target}" if target == "R" else f"prune {target}, {name}"
 
 
 def legend_name(study: Study, label: str) -> str:
-    """`method_name`; a noise goes by its label, whose batches are as printed, with those here where they differ."""
+    """`method_name`; a noise goes by its label, whose batches are as printed, with those here where they were cut."""
     spec = study.spec(label)
     if spec.pruning is None or spec.pruning.effect.startswith("remove"):
         return method_name(spec)
-    printed, here = int(label.split()[1]), spec.pruning.batches
-    return label if printed == here else f"{label} ({here} here)"
+    here = spec.pruning.batches
+    return label if here == study.printed[label].pruning.batches else f"{label} ({here} here)"
 
 
-def method_colour(label: str) -> str:
-    """The colour of a configuration by its label, the same at every profile.
+def method_colour(printed: RunSpec) -> str:
+    """The colour of a configuration by its specification as printed, the same at every profile.
 
     The target sets the hue, the smallest rate (r = 4, many small events)
     takes its lighter partner, S by l2 is purple, one shot dark brown; every
     noise has its own.
     """
-    target, *details = label.split()
-    if label in _NOISES:
-        return _NOISES[label]
-    if target == "S" and "l2" in details:
-        return _PURPLE
-    if "one-shot" in details:
+    p = printed.pruning
+    if p is None:
+        return _BLACK
+    if (p.effect, p.batches) in _NOISES:
+        return _NOISES[p.effect, p.batches]
+    if _once(p):
         return _ONE_SHOT
-    return (_LIGHTER if "r=4" in details else _COLOURS).get(target, _BLACK)
+    if (p.target, p.score) == ("S", "l2"):
+        return _PURPLE
+    return (_LIGHTER if p.retrain == 4 else _COLOURS).get(p.target, _BLACK)
 
 
 def drawn(study: Study, labels: Iterable[str]) -> list[str]:
     """Those of `labels` that have stored runs, each run once.
 
-    At a small profile two labels can mean the same run (1105 batches and 50
-    both become 1, say); only the first is drawn.
+    At a reduced profile two labels can mean the same run (1105 and 1500
+    batches are both cut to 480, say); only the first is drawn.
     """
     there, seen = set(study.runs["label"]) if len(study.runs) else set(), {}
     for label in labels:
@@ -125,19 +140,20 @@ def drawn(study: Study, labels: Iterable[str]) -> list[str]:
 
 
 def traces(study: Study, column: str = "test_accuracy") -> pd.DataFrame:
-    """Accuracy over training with each event's drop: after an epoch's own value comes t_post, a hair later.
+    """Accuracy over training with the fall at each strike: after an epoch's own value come its t_post, a hair later.
 
-    There is no t_post with the noise switched off, hence no drop for the column `test_accuracy_clean`.
+    There is no t_post with the noise switched off, hence no fall for the column `test_accuracy_clean`.
     """
-    epochs = study.epochs.dropna(subset=column)[["label", "run", "epoch", column]]
+    epochs = study.epochs.dropna(subset=column)[[*measures.KEYS, "epoch", column]]
     frames = [epochs.rename(columns={column: "accuracy"})]
     if len(study.events) and column == "test_accuracy":
-        after = analysis.instability(study.events)[["label", "run", "epoch", "t_post"]]
-        frames.append(after.rename(columns={"t_post": "accuracy"}).assign(epoch=after["epoch"] + 0.02))
+        after = study.events[[*measures.KEYS, "epoch", "t_post"]].rename(columns={"t_post": "accuracy"})
+        strike = after.groupby([*measures.KEYS, "epoch"]).cumcount() + 1
+        frames.append(after.assign(epoch=after["epoch"] + 0.02 * strike))
     return pd.concat(frames, ignore_index=True).sort_values(["label", "run", "epoch"], ignore_index=True)
 
 
-def accuracy_by_epoch(study: Study, labels: list[str] | None = None, confidence: float = 95,
+def accuracy_by_epoch(study: Study, labels: list[str] | None = None, confidence: float = 0.95,
                       column: str = "test_accuracy") -> Figure:
     """Mean test accuracy over training with intervals, falls at events drawn, arrows at the events of L in Figure 1.
 
@@ -147,23 +163,20 @@ def accuracy_by_epoch(study: Study, labels: list[str] | None = None, confidence:
     """
     ax = _axes()
     arrows = labels is None
-    labels = drawn(study, labels or [label for label in study.labels if not label.endswith("l2")])
+    if arrows:
+        labels = [label for label in study.labels if not ((p := study.spec(label).pruning) and p.score == "l2")]
+    labels = drawn(study, labels)
     points = traces(study, column)
     points = points[points["label"].isin(labels)]
     for label in labels:
-        spec = study.spec(label)
-        unstructured = spec.pruning is not None and spec.pruning.structure == "weight"
-        sns.lineplot(points[points["label"] == label], x="epoch", y="accuracy", color=method_colour(label),
-                     label=legend_name(study, label), ax=ax, errorbar=_interval(confidence),
-                     linewidth=1.6 if label.startswith("L") else 1.2, linestyle=(0, (3, 1.2)) if unstructured else "-",
-                     err_kws={"alpha": 0.18, "linewidth": 0})
-    for label in labels:
-        if not (arrows and label.startswith("L")):
-            continue
-        each = analysis.instability(study.events[study.events["label"] == label])
-        for epoch, low in each.groupby("epoch")["t_post"].mean().items():
-            ax.annotate("", (epoch, low), (0, -16), textcoords="offset points",
-                        arrowprops={"arrowstyle": "-|>", "color": method_colour(label), "shrinkB": 2})
+        p, colour = study.spec(label).pruning, method_colour(study.printed[label])
+        large = p is not None and p.target == "L" and p.effect.startswith("remove")
+        _line(ax, points[points["label"] == label], "epoch", "accuracy", colour, legend_name(study, label), confidence,
+              linewidth=1.6 if large else 1.2, linestyle=(0, (3, 1.2)) if p and p.structure == "weight" else "-")
+        if arrows and large:
+            for epoch, low in study.events[study.events["label"] == label].groupby("epoch")["t_post"].mean().items():
+                ax.annotate("", (epoch, low), (0, -16), textcoords="offset points",
+                            arrowprops={"arrowstyle": "-|>", "color": colour, "shrinkB": 2})
     last = points["epoch"].max()
     bottom = points.loc[points["epoch"] > 0.05 * last, "accuracy"].quantile(0.01)
     ax.set_ylim(max(0, bottom - 0.07), min(1, points["accuracy"].max() + 0.03))
@@ -180,12 +193,12 @@ def single_run(study: Study, label: str, seed: int) -> Figure:
     points = traces(study)
     points = points[(points["label"] == label) & points["run"].isin(epochs["run"])]
     ax.plot(epochs["epoch"], epochs["train_accuracy"], color=_BLACK, linewidth=1.2, linestyle="--", label="training")
-    ax.plot(points["epoch"], points["accuracy"], color=method_colour(label), linewidth=1.6, label="test")
-    each = analysis.recoveries(study, label, seed)
-    ax.plot(each["epoch"], each["t_pre"], linestyle="none", marker="^", color=_BLACK, markersize=6, clip_on=False,
-            zorder=3, label="$t_{pre}$")
-    ax.plot(each["epoch"] + 0.02, each["t_post"], linestyle="none", marker="v", color=_BLACK, markerfacecolor="white",
-            markersize=6, clip_on=False, zorder=3, label="$t_{post}$")
+    ax.plot(points["epoch"], points["accuracy"], color=method_colour(study.printed[label]), linewidth=1.6, label="test")
+    mine = (study.events["label"] == label) & (study.events["seed"] == seed)
+    for column, marker, face in (("t_pre", "^", _BLACK), ("t_post", "v", "white")):
+        ax.plot(study.events.loc[mine, "epoch"] + 0.02 * (column == "t_post"), study.events.loc[mine, column],
+                linestyle="none", marker=marker, color=_BLACK, markerfacecolor=face, markersize=6, clip_on=False, zorder=3,
+                label="$t_{%s}$" % column[2:])
     ax.yaxis.set_major_formatter(_PER_CENT)
     ax.set(xlabel="epoch", ylabel="accuracy", xlim=(0, epochs["epoch"].max()))
     _legend(ax, 4)
@@ -198,14 +211,12 @@ def instability_by_epoch(study: Study) -> Figure:
     The scale is logarithmic above a tenth of a point and linear below, where an event may change nothing.
     """
     ax = _axes()
-    points = analysis.instability(study.events)
-    for label in drawn(study, study.labels):
-        part = points[points["label"] == label]
-        if len(part) == 0:
-            continue
-        sns.lineplot(part, x="epoch", y="instability", color=method_colour(label), label=legend_name(study, label),
-                     ax=ax, errorbar=_interval(), marker="o", markersize=4, markeredgewidth=0, linewidth=1,
-                     linestyle="--" if "l2" in label else "-", err_kws={"alpha": 0.18, "linewidth": 0})
+    points = measures.instability(study.events)
+    for label in drawn(study, points["label"].unique()):
+        l2 = study.spec(label).pruning.score == "l2"
+        _line(ax, points[points["label"] == label], "epoch", "instability", method_colour(study.printed[label]),
+              legend_name(study, label), marker="o", markersize=4, markeredgewidth=0, linewidth=1,
+              linestyle="--" if l2 else "-")
     ax.set_yscale("symlog", linthresh=0.001, linscale=0.4)
     ax.set_ylim(bottom=0)
     ax.yaxis.set_major_formatter(_PER_CENT)
@@ -218,28 +229,24 @@ def instability_by_epoch(study: Study) -> Figure:
 def accuracy_by_instability(study: Study) -> Figure:
     """Figure 1 right: final test accuracy against mean instability, a point a run, means with 95% intervals.
 
-    The title states Pearson's r over the pruned runs with its interval and
-    p-value (C1, C2); the unpruned mean is a dotted line.
+    The title states the paper's description, Pearson's r pooled over the
+    pruned runs with its p; the unpruned mean is a dotted line.
     """
     ax = _axes()
     for label in study.labels:
-        runs = study.runs[study.runs["label"] == label]
+        runs, spec = study.runs[study.runs["label"] == label], study.spec(label)
         if len(runs) == 0:
             continue
-        spec = study.spec(label)
-        colour = method_colour(label)
         if spec.pruning is None:
             _unpruned(ax, runs["final_accuracy"])
             continue
+        colour = method_colour(study.printed[label])
         ax.scatter(runs["mean_instability"], runs["final_accuracy"], s=18, color=colour, alpha=0.55, linewidths=0)
-        x, y = (analysis.mean_interval(runs[column]) for column in ("mean_instability", "final_accuracy"))
-        ax.errorbar(x.value, y.value, xerr=_bars(x), yerr=_bars(y), color=colour, marker="D", markersize=6,
-                    markerfacecolor="white" if spec.pruning.score == "l2" else colour,
-                    capsize=2, linewidth=1.2, label=method_name(spec), zorder=3)
-    found = analysis.correlation(study.runs)
-    if np.isfinite(found.r):
-        interval = f" [{found.low:.2f}, {found.high:.2f}]" if np.isfinite(found.low) else ""
-        ax.set_title(f"r = {found.r:.2f}{interval}, p = {found.p:.2g}, n = {found.n}", fontsize="small")
+        _diamond(ax, runs["mean_instability"], runs["final_accuracy"], colour, markersize=6, linewidth=1.2, zorder=3,
+                 markerfacecolor="white" if spec.pruning.score == "l2" else colour, label=method_name(spec))
+    r, p, n = pooled(study.runs)
+    if np.isfinite(r):
+        ax.set_title(f"pooled r = {r:.2f}, p = {p:.2g}, n = {n}", fontsize="small")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(_PER_CENT)
     ax.set(xlabel="mean instability (points of test accuracy)", ylabel="final test accuracy")
@@ -247,50 +254,57 @@ def accuracy_by_instability(study: Study) -> Figure:
     return ax.figure
 
 
+def _diamond(ax: Axes, x: pd.Series, y: pd.Series, colour, **look) -> tuple[float, float]:
+    """Draw two means as one point with their intervals, and return them."""
+    a, b = t_interval(x.dropna()), t_interval(y.dropna())
+    ax.errorbar(a.value, b.value, xerr=_bar(a), yerr=_bar(b), color=colour, marker="D", capsize=2, **look)
+    return a.value, b.value
+
+
+def _bar(found: Estimate) -> float | None:
+    return found.high - found.value if found.n >= _FEWEST else None
+
+
 def _unpruned(ax: Axes, values: pd.Series) -> None:
     """The unpruned network's mean as a dotted line with its 95% interval."""
-    estimate = analysis.mean_interval(values)
-    ax.axhline(estimate.value, color=_BLACK, linestyle=":", linewidth=1.4, label="no pruning", zorder=1)
-    if np.isfinite(estimate.low):
-        ax.axhspan(estimate.low, estimate.high, color=_BLACK, alpha=0.08, linewidth=0, zorder=0)
+    found = t_interval(values)
+    ax.axhline(found.value, color=_BLACK, linestyle=":", linewidth=1.4, label="no pruning", zorder=1)
+    if found.n >= _FEWEST:
+        ax.axhspan(found.low, found.high, color=_BLACK, alpha=0.08, linewidth=0, zorder=0)
 
 
-def _decile_colours() -> dict[str, tuple]:
-    """Small magnitudes dark, large ones bright."""
-    return dict(zip([f"D{k}" for k in range(11)], sns.color_palette("viridis_r", 13)[2:][::-1]))
+# small magnitudes dark, large ones bright
+_TARGETS = dict(zip(measures.DECILES, sns.color_palette("viridis_r", 13)[2:][::-1]))
 
 
-def gap_by_decile(study: Study, structure: str) -> Figure:
+def gap_by_decile(rows: pd.DataFrame, structure: str) -> Figure:
     """Figure 2: generalization gap against the decile that is pruned, a dot a run, means with 95% intervals.
 
-    `structure`: "weight" (left in the paper) or "filter" (whole neurons,
-    right). Both pictures have the same vertical scale.
+    `rows` as `measures.by_decile` gives them; `structure`: "weight" (left in
+    the paper) or "filter" (whole neurons, right). Both have one vertical scale.
     """
-    ax, rows = _axes(), analysis.generalization(study)
-    colours = _decile_colours()
+    ax = _axes()
     part = rows[rows["structure"] == structure]
-    kind = {"data": part, "x": "target", "y": "gap", "order": list(colours), "hue": "target",
-            "hue_order": list(colours), "palette": colours, "legend": False, "ax": ax}
-    sns.stripplot(**kind, size=4, alpha=0.45, jitter=0.12)
-    sns.pointplot(**kind, errorbar=_interval(), linestyle="none", marker="D", markersize=7, capsize=0.25,
-                  err_kws={"linewidth": 1.6})
+    sns.stripplot(part, x="target", y="gap", order=[*_TARGETS], hue="target", hue_order=[*_TARGETS], palette=_TARGETS,
+                  legend=False, ax=ax, size=4, alpha=0.45, jitter=0.12)
+    for target, runs in part.groupby("target"):
+        found = t_interval(runs["gap"])
+        ax.errorbar(measures.DECILES.index(target), found.value, _bar(found), color=_TARGETS[target], marker="D",
+                    markersize=7, capsize=4, linewidth=1.6, zorder=3)
     _gap_axis(ax, rows)
     ax.set(xlabel="pruned decile (D0 smallest, D10 the very largest)", ylabel="test − train accuracy (points)")
     return ax.figure
 
 
-def gap_by_magnitude(study: Study, structure: str) -> Figure:
+def gap_by_magnitude(rows: pd.DataFrame, structure: str) -> Figure:
     """Figure 2: generalization gap against the mean magnitude pruned at epoch 35, means with 95% intervals."""
-    ax, rows = _axes(), analysis.generalization(study)
-    colours = _decile_colours()
+    ax = _axes()
     part = rows[rows["structure"] == structure].dropna(subset=["gap", "magnitude"])
     for target, runs in part.groupby("target", sort=False):
-        ax.scatter(runs["magnitude"], runs["gap"], s=16, color=colours[target], alpha=0.45, linewidths=0)
-        x, y = analysis.mean_interval(runs["magnitude"]), analysis.mean_interval(runs["gap"])
-        ax.errorbar(x.value, y.value, xerr=_bars(x), yerr=_bars(y), color=colours[target], marker="D", markersize=7,
-                    capsize=2, linewidth=1.4)
-        up = int(target[1:]) % 2 == 0  # neighbours on opposite sides, where they are close
-        ax.annotate(target, (x.value, y.value), (6, 9 if up else -9), textcoords="offset points", fontsize=11,
+        ax.scatter(runs["magnitude"], runs["gap"], s=16, color=_TARGETS[target], alpha=0.45, linewidths=0)
+        at = _diamond(ax, runs["magnitude"], runs["gap"], _TARGETS[target], markersize=7, linewidth=1.4)
+        up = measures.DECILES.index(target) % 2 == 0  # neighbours on opposite sides, where they are close
+        ax.annotate(target, at, (6, 9 if up else -9), textcoords="offset points", fontsize=11,
                     va="center", path_effects=[withStroke(linewidth=3, foreground="white")], zorder=5)
     _gap_axis(ax, rows)
     ax.margins(x=0.08)
@@ -307,18 +321,20 @@ def _gap_axis(ax: Axes, rows: pd.DataFrame) -> None:
         ax.set_ylim(rows["gap"].min() - room, rows["gap"].max() + room)
 
 
-def magnitude_deciles(study: Study) -> Figure:
-    """Claim C7: mean magnitude in each tenth of the weights and of the neurons, over that of the fifth decile."""
-    ax, rows = _axes(), analysis.decile_means(study)
+def magnitude_deciles(rows: pd.DataFrame) -> Figure:
+    """Claim C7: mean magnitude in each tenth of the weights and of the neurons, over that of the fifth.
+
+    `rows` as `measures.decile_magnitudes` gives them; a seed's mean over all targets counts once.
+    """
+    ax = _axes()
     for structure, name, colour, marker in (("weight", "single weights", _PURPLE, "o"),
                                             ("filter", "neurons (l2 norm)", _BLUE, "s")):
         part = rows[rows["structure"] == structure]
         if len(part):
-            sns.lineplot(part.assign(decile=part["decile"] + 1), x="decile", y="relative", color=colour, marker=marker,
-                         markersize=7, errorbar=_interval(), label=name, ax=ax)
-    exponential = analysis.exponential_decile_means()
+            _line(ax, part, "tenth", "relative", colour, name, marker=marker, markersize=7)
+    exponential = measures.exponential_deciles()
     ax.plot(range(1, 11), exponential / exponential[4], color=_BLACK, linestyle=":", label="exponential distribution")
-    ax.set(xlabel="decile of the units present", ylabel="mean magnitude (fifth decile = 1)", xticks=range(1, 11))
+    ax.set(xlabel="tenth of the units present", ylabel="mean magnitude (fifth tenth = 1)", xticks=range(1, 11))
     _legend(ax)
     return ax.figure
 
@@ -328,18 +344,16 @@ def by_rate(study: Study, column: str) -> Figure:
 
     Random selection looks at no score and is one line.
     """
-    ax, runs = _axes(), analysis.rates(study)
+    ax, runs = _axes(), study.runs[study.runs["target"] != "none"].drop_duplicates("run")
     for target in ("S", "R", "L"):
         for score, dashed in (("ebn", False), ("l2", True)):
-            part = runs[(runs["target"] == target) & (runs["score"] == score)]
+            part = runs[(runs["target"] == target) & (runs["score"] == score)].sort_values("rate")
             if len(part) == 0:
                 continue
-            colour = method_colour(f"{target} l2" if dashed else target)
-            sns.lineplot(part, x="rate", y=column, color=colour, ax=ax, errorbar=_interval(), err_style="bars",
-                         err_kws={"capsize": 2, "linewidth": 1.2}, marker="o", markersize=7,
-                         markerfacecolor="white" if dashed else colour, markeredgecolor=colour, markeredgewidth=1.3,
-                         linestyle="--" if dashed else "-", label=_method(target, score))
-    plain = study.runs.loc[study.runs["label"] == "none", column].dropna()
+            colour = _PURPLE if (target, score) == ("S", "l2") else _COLOURS[target]
+            _line(ax, part, "rate", column, colour, _method(target, score), bars=True, marker="o", markersize=7,
+                  markerfacecolor="white" if dashed else colour, markeredgewidth=1.3, linestyle="--" if dashed else "-")
+    plain = study.runs.loc[study.runs["target"] == "none", column].dropna()
     if len(plain):
         _unpruned(ax, plain)
     ticks = sorted(runs["rate"].unique())
@@ -354,7 +368,7 @@ def by_rate(study: Study, column: str) -> Figure:
 def activation_histograms(rows: pd.DataFrame) -> Figure:
     """Figure A1: normalised activations by layer, before and after training, against the standard normal density.
 
-    `rows` as `analysis.histograms` gives them; runs are averaged. Titles state the mean Kolmogorov-Smirnov distance.
+    `rows` as `measures.last_layers` gives them; runs are averaged. Titles state the mean Kolmogorov-Smirnov distance.
     """
     style()
     layers = sorted(rows["number"].unique())
@@ -376,7 +390,8 @@ def activation_histograms(rows: pd.DataFrame) -> Figure:
                          label=f"{when} training" if number == layers[0] else None)
         ax.plot(grid, stats.norm.pdf(grid), color=_VERMILION, linestyle="--", linewidth=1.3,
                 label="standard normal" if number == layers[0] else None)
-        shown = " → ".join(f"{distances[when]:.2f}" for when in ("before", "after") if when in distances)
+        shown = " → ".join(f"{distances[when]:.2f}" if distances[when] == distances[when] else "refused"
+                           for when in ("before", "after") if when in distances)
         ax.set_title(f"conv {number}: KS {shown}", fontsize=11)
         ax.set(xlim=(-4, 4), xlabel="", ylabel="")
     figure.supxlabel("normalised activation", fontsize=12)
@@ -386,15 +401,13 @@ def activation_histograms(rows: pd.DataFrame) -> Figure:
     return figure
 
 
-def distance_by_layer(rows: pd.DataFrame) -> Figure:
+def distance_by_layer(layers: pd.DataFrame) -> Figure:
     """Claim C18: Kolmogorov-Smirnov distance to the standard normal by layer, before and after training."""
     ax = _axes()
-    once = rows.drop_duplicates(["run", "when", "number"])
     for when, colour, line in (("before", _SKY, "--"), ("after", _BLUE, "-")):
-        part = once[once["when"] == when]
+        part = layers[layers["when"] == when].dropna(subset="ks")
         if len(part):
-            sns.lineplot(part, x="number", y="ks", color=colour, linestyle=line, marker="o", errorbar=_interval(),
-                         err_style="bars", err_kws={"capsize": 2}, label=f"{when} training", ax=ax)
+            _line(ax, part, "number", "ks", colour, f"{when} training", bars=True, linestyle=line, marker="o")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel="convolution, counted from the input", ylabel="KS distance to the normal", ylim=(0, None))
     _legend(ax)
@@ -410,12 +423,6 @@ def score_against_activation(table: pd.DataFrame, score: str, name: str) -> Figu
     ax.set_title(f"Spearman's rho = {rho:.2f}", fontsize="small")
     ax.set(xlabel=name, ylabel="mean activation after the ReLU")
     return ax.figure
-
-
-def _bars(estimate: analysis.Estimate) -> np.ndarray | None:
-    if not np.isfinite(estimate.low):
-        return None
-    return np.array([[estimate.value - estimate.low], [estimate.high - estimate.value]]).clip(min=0)
 
 
 def save(figure: Figure, folder: str | Path, name: str, rows: pd.DataFrame) -> list[Path]:

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -25,8 +24,11 @@ HOSTILE = "</script><script>document.title = 'struck'</script><img src=x onerror
 
 def epochs(spec) -> dict:
     """As few rows as a run can have."""
-    return {"epoch": [{"epoch": number, "train_accuracy": 0.75, "test_accuracy": 0.5, "parameters": 1}
-                      for number in range(spec.optimiser.epochs)]}
+    pruning, numbers = spec.pruning, range(spec.optimiser.epochs)
+    return {"epoch": [{"epoch": number, "train_accuracy": 0.75, "test_accuracy": 0.5, "parameters": 1} for number in numbers],
+            "event": [{"epoch": number, "layer": layer, "units": 1, "removed": 0, "removed_total": 0, "t_pre": 0.5, "t_post": 0.5}
+                      for index, layer in enumerate(pruning.layers if pruning else ())
+                      for number in pruning.schedule.event_epochs(index) if number in numbers]}
 
 
 def code(name: str) -> list[str]:
@@ -77,12 +79,13 @@ def judged(tmp_path_factory):
 def test_the_table_of_claims_has_a_row_a_claim_with_its_verdict_and_a_link_to_its_page(judged):
     _, found = judged
     page = _Rows(tables.claims_html(found))
-    assert [row[0].split()[0] for row in page.rows[1:]] == [f"C{k}" for k in range(1, 20)]
+    assert [row[0].split()[0] for row in page.rows[1:]] == [claim.id for claim in claims.CLAIMS]
     by_id = {row[0].split()[0]: row for row in page.rows[1:]}
     c1 = found.set_index("id").loc["C1"]
     assert c1["verdict"] == "supported", "the made-up runs were made for this"
-    estimate = f"{c1['estimate']:.2f} [{c1['low']:.2f}, {c1['high']:.2f}] Pearson's r"
-    assert by_id["C1"][1:5] == ["r = .84, p = 1.3e-11", estimate, "12 (quarter)", "supported"]
+    estimate = f"{c1['estimate']:.2f} [{c1['low']:.2f}, {c1['high']:.2f}] points for a tenfold instability"
+    assert by_id["C1"][1:5] == ["r = .84, p = 1.3e-11", estimate, "3 (quarter)",
+                                f"supported Holm's p {c1['p_holm']:.2g}"]
     assert by_id["C2"][2:] == ["–", "0", "not run", "not run"]
     assert "verdict supported" in page.classes and "verdict not-run" in page.classes
     assert {link.removesuffix(".html") for link in page.links} <= set(toc_files())
@@ -93,19 +96,32 @@ def test_the_sentence_counts_verdicts_and_runs(judged):
     counts = found["verdict"].value_counts()
     text = tables.verdicts_sentence(found, store)
     assert text.startswith("From 15 stored runs, the last finished on 2026-01-02.")
-    assert f"At full width: {counts['supported']} supported" in text and "At small scale: 19 not run." in text
+    assert f"At full width: {counts['supported']} supported" in text and "At small scale: 20 not run." in text
+    held = (found["p_holm"] < 0.05).sum()
+    assert f"(by Holm's p over all claims that were run: {held} of {counts['supported']} supported)" in text
 
 
 def test_an_empty_store_s_sentence_names_no_date(tmp_path):
     store = Store(tmp_path / "none")
     text = tables.verdicts_sentence(claims.evaluate(store), store)
-    assert text == "From 0 stored runs. At full width: 19 not run. At small scale: 19 not run."
+    assert text == "From 0 stored runs. At full width: 20 not run. At small scale: 20 not run."
 
 
 def test_what_a_claim_says_is_escaped(judged):
     _, found = judged
     hostile = found.assign(statement=HOSTILE, published=HOSTILE, unit=HOSTILE)
     assert {"script", "img"}.isdisjoint(_Rows(tables.claims_html(hostile)).tags)
+
+
+def test_beside_an_open_verdict_stands_what_the_seeds_could_have_found():
+    row = {"verdict": "inconclusive", "small_scale": "supported", "p_holm": 0.4, "smallest_effect": 1.5, "seeds_needed": 14.0,
+           "unit": "points"}
+    assert tables.aside(row) == "Holm's p 0.4, effects from 1.50 points on would be found, the one seen needs 14 seeds"
+    assert tables.aside(row | {"unit": "log10 ratio", "smallest_effect": 1.0, "seeds_needed": float("inf")}) == (
+        "Holm's p 0.4, effects from 10.00 times on would be found")
+    small = {f"small_{name}": value for name, value in row.items()} | {"small_scale": "supported"}
+    assert tables.aside(small, "small_") == "Holm's p 0.4"
+    assert tables.aside(row | {"verdict": "not run", "p_holm": float("nan")}) == ""
 
 
 def test_an_interval_of_another_confidence_says_so():

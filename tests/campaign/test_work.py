@@ -19,6 +19,9 @@ from gstlib.training.train import Result
 class Shelf(set):
     """As much of a store as `Work` uses."""
 
+    def runs(self, ids):
+        return [(run_id, None) for run_id in ids if run_id in self]
+
     def write(self, spec, provenance, tables):
         assert spec.id not in self, "stored twice"
         self.add(spec.id)

@@ -1,0 +1,182 @@
+"""From a store to the table of claims: which seeds are complete, what the runs say, and what is missing."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import math
+
+import pandas as pd
+
+from gstlib import experiments
+from gstlib.claims.evaluations import PRUNE_L
+from gstlib.claims.rules import FEWEST, NOT_RUN, adjusted
+from gstlib.claims.statements import CLAIMS, Claim
+from gstlib.errors import InputError
+from gstlib.reading import measures
+from gstlib.reading.measures import KEYS
+from gstlib.reading.study import Study, command, study
+from gstlib.spec import DATASETS
+from gstlib.store import Store
+
+FULL_WIDTH = ("paper", "quarter")  # the profiles that speak about the paper, the one nearest to it first
+SMALL = "mini"
+_FOUND = ("estimate", "low", "high", "confidence", "n", "runs", "unit", "p", "p_holm", "smallest_effect", "seeds_needed")
+_SHARES = {"accuracy": "final_accuracy", "gap": "gap", "mean_instability": "mean_instability"}  # shown in points
+
+
+def values(study: Study, column: str) -> pd.DataFrame:
+    """A row a run with `column`, a measure that claims need, in their units."""
+    if column == "recovered":
+        return measures.recovered_within(measures.recovery(study.epochs, study.events))
+    if column == "pattern":
+        return measures.pattern(study.events, PRUNE_L)
+    if column in ("ninth_over_fifth", "exponential_fit"):
+        return measures.decile_shapes(study.events, study.epochs)
+    if column.startswith("ks_"):
+        return measures.normality_by_run(study.histograms)
+    return study.runs[KEYS].assign(**{column: 100 * study.runs[_SHARES[column]] if column in _SHARES
+                                      else study.runs[column]})
+
+
+def by_seed(study: Study, needs) -> pd.DataFrame:
+    """A row a seed asked for, columns (measure, configuration); nan where a run is missing or has no such value."""
+    tables = {}
+    for column, labels in needs.items():
+        part = study.restrict(labels)
+        rows = values(part, column) if len(part.runs) else pd.DataFrame(columns=[*KEYS, column])
+        tables[column] = rows.pivot(index="seed", columns="label", values=column).reindex(columns=[*labels])
+    seeds = sorted({run.spec.seed for run in study.wanted})
+    return pd.concat(tables, axis=1).reindex(seeds).astype(float)
+
+
+def lacking(table: pd.DataFrame) -> str:
+    """Which seeds lack which configurations, in words; empty where every seed is complete."""
+    words = []
+    for seed, row in table.iterrows():
+        labels = list(dict.fromkeys(row.index[row.isna()].get_level_values(1)))
+        if labels:
+            more = f" and {len(labels) - 2} more" * (len(labels) > 2)
+            words.append(f"seed {seed} lacks {', '.join(labels[:2])}{more}")
+    return ", ".join(words[:3]) + f" and {len(words) - 3} seeds more" * (len(words) > 3)
+
+
+def evaluate(store: Store, profile: str | None = None, data: str | None = None, seeds=None) -> pd.DataFrame:
+    """A row a claim with its verdict (section 5 of the paper's specification).
+
+    With `profile` None the row is that of the full-width profile nearest to
+    the paper that has a verdict; a profile that is not full-width leaves
+    `verdict` at "not run".  `data` and `seeds` as in `reading.study`.
+
+    Columns: id, statement, published, profile; estimate, low, high, in the
+    unit in which the claim says "above zero" (`unit`; logarithms are printed
+    as ratios), confidence, n (complete seeds; C1g: configurations, C19:
+    networks), runs, p, p_holm (over all claims that were run), smallest_effect
+    (found with 80% power), seeds_needed (for the effect seen), verdict;
+    small_scale (the verdict at `mini`, or at the reduced profile asked for)
+    and small_… for all of these; why (what is missing and the command that
+    makes it), note (all parts), figure, statistic, test.  Raises `InputError`
+    for an unknown profile and mixed data.
+    """
+    if profile is not None:
+        experiments.profile(profile)
+    reduced = profile if profile not in (None, *FULL_WIDTH) else SMALL
+    full = FULL_WIDTH if profile is None else [profile] if profile in FULL_WIDTH else []
+    # figures share runs: each file is read and verified once
+    heads, store = list(store.about()), copy.copy(store)
+    store.about, store.read = lambda: iter(heads), functools.cache(store.read)
+    held: dict[str, set[str]] = {}
+    for _, spec, about in heads:
+        held.setdefault(about["profile"], set()).add(spec.data.name)
+    found = {name: _at(store, name, _named(held.get(name, set()), name, data), seeds, data) for name in (*full, reduced)}
+    rows = []
+    for claim in CLAIMS:
+        small = found[reduced][claim.id]
+        judged = next((name for name in full if found[name][claim.id]["verdict"] != NOT_RUN), None)
+        # without any verdict: where most runs are, else the cheapest to make
+        name = judged or max(reversed(full), key=lambda name: found[name][claim.id]["n"], default=reduced)
+        row = found[name][claim.id]
+        if not full:
+            why = [row["why"]] * bool(row["why"]) + [f"{reduced} is no full-width profile"]
+            row = row | {"verdict": NOT_RUN, "why": "; ".join(why)}
+        rows.append({
+            "id": claim.id, "statement": claim.statement, "published": claim.published, "profile": name,
+            **{column: row[column] for column in (*_FOUND, "verdict")},
+            "small_scale": small["verdict"], **{f"small_{c}": small[c] for c in _FOUND},
+            "why": row["why"], "note": row["note"], "small_note": small["note"], "figure": claim.figure,
+            "statistic": claim.statistic, "test": claim.test,
+        })
+    table = pd.DataFrame(rows)
+    for which, verdict in (("", "verdict"), ("small_", "small_scale")):
+        table[f"{which}p_holm"] = adjusted(table[f"{which}p"].where(table[verdict] != NOT_RUN))
+    return table
+
+
+def _named(names: set[str], profile: str, data: str | None) -> str | None:
+    """The data set to read among those that a profile's runs were trained on; None when there is none."""
+    if data is not None:
+        return data if names & ({data} if data in DATASETS else {"cifar10", "cifar10-folder"}) else None
+    own = experiments.profile(profile).data
+    return own if own in names else min(names, default=None)
+
+
+def _at(store: Store, profile: str, data: str | None, seeds, asked: str | None) -> dict[str, dict]:
+    """Every claim judged at one profile, by its id; `data` None where nothing is stored, `asked` the reader's choice."""
+    figures = dict.fromkeys(figure for claim in CLAIMS for figure in claim.needs)
+    studies = {figure: study(store, figure, profile, data, seeds) for figure in figures} if data else {}
+    return {claim.id: judge(claim, profile, studies, store, asked or data) for claim in CLAIMS}
+
+
+def judge(claim: Claim, profile: str, studies: dict[str, Study], store: Store, data: str | None = None) -> dict:
+    """A claim's estimate, interval, number of seeds and verdict at one profile, and what is missing.
+
+    A seed that lacks a configuration is left out, and said.  `data` is named in the command that makes it.
+    """
+    row = dict.fromkeys(_FOUND, math.nan) | {"confidence": 0.95, "n": 0, "runs": 0, "unit": "", "verdict": NOT_RUN,
+                                             "why": "", "note": ""}
+    given, gaps, commands = [], [], {}
+    for figure, needs in claim.needs.items():
+        table = by_seed(studies[figure], needs) if figure in studies else pd.DataFrame()
+        complete = table.dropna()
+        given.append(complete)
+        row["runs"] += len(complete) * len({label for labels in needs.values() for label in labels})
+        if len(complete) < max(FEWEST, len(table)):
+            gaps += [lacking(table)] if table.notna().any(axis=None) else []
+            few = FEWEST if experiments.profile(profile).seeds < FEWEST else None
+            commands[command(figure, profile, data, store.path, few)] = None
+    if not claim.needs:
+        given = [_costs(store) if profile in FULL_WIDTH else pd.Series(dtype=float)]
+        if given[0].empty:
+            row["why"] = "no full-width network has been measured"
+            commands["python -m gstlib bench --output RESULTS/bench.json"] = None
+    row["n"] = min(map(len, given))
+    enough = row["n"] >= (FEWEST if claim.needs else 1)
+    told = ", ".join(filter(None, gaps))
+    if claim.needs and not row["n"] and not told:
+        row["why"] = "none of its runs is stored"
+    elif claim.needs and not enough:
+        row["why"] = f"{FEWEST} complete seeds are needed, there are {row['n']}" + f": {told}" * bool(told)
+    elif told:
+        row["why"] = f"left out: {told}"
+    if commands:
+        row["why"] += f"; make them with: {' && '.join(commands)}"
+    if not enough:
+        return row
+    verdict, p, part, note = claim.evaluate(*given)
+    return row | {"estimate": part.found.value, "low": part.found.low, "high": part.found.high, "n": part.found.n,
+                  "unit": part.unit, "confidence": part.confidence, "verdict": verdict, "p": p, "note": note,
+                  "smallest_effect": part.smallest, "seeds_needed": part.needed}
+
+
+def _costs(store: Store) -> pd.Series:
+    """Scoring passes in per cent of a training step, one a network, from `bench.json` beside the runs; empty without."""
+    place = store.path / "bench.json"
+    if not place.exists():
+        return pd.Series(dtype=float)
+    try:
+        passes = [row for row in json.loads(place.read_text())["costs"] if row["cost"].startswith("E[BN]")]
+        return 100 * pd.Series([row["training_steps"] for row in passes], dtype=float)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{place} is no benchmark ({error!r}); "
+                         f"make it with: python -m gstlib bench --output {place}") from error

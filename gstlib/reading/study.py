@@ -1,0 +1,161 @@
+"""What the store holds of one experiment, as tidy frames whose columns say what each configuration is."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from gstlib import experiments
+from gstlib.errors import InputError
+from gstlib.experiments import PROFILES, Labelled, Profile
+from gstlib.reading import measures
+from gstlib.spec import DATASETS, DataSpec, RunSpec
+from gstlib.store import Store
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the store holds of one experiment at one profile.
+
+    `epochs`, `events` and `histograms` are the stored rows, `runs` one row a
+    run (`measures.summary`), `provenance` one too; all carry label, seed, run
+    and what the configuration is: `about_spec`.  `missing` lists the runs that
+    were asked for and are not there, `command` makes them.
+    """
+
+    experiment: experiments.Experiment
+    profile: Profile
+    wanted: list[Labelled]
+    missing: list[Labelled]
+    epochs: pd.DataFrame
+    events: pd.DataFrame
+    histograms: pd.DataFrame
+    runs: pd.DataFrame
+    provenance: pd.DataFrame
+    command: str = ""
+
+    @property
+    def labels(self) -> list[str]:
+        """The configurations' labels, in the experiment's order."""
+        return list(dict.fromkeys(run.label for run in self.wanted))
+
+    def spec(self, label: str) -> RunSpec:
+        """The specification of a configuration's first seed."""
+        return next(run.spec for run in self.wanted if run.label == label)
+
+    @cached_property
+    def printed(self) -> dict[str, RunSpec]:
+        """For each label the configuration as the paper prints it, whatever the profile made of it."""
+        data = self.wanted[0].spec.data
+        return {run.label: run.spec for run in self.experiment.runs(PROFILES["paper"], data, [0])}
+
+    def restrict(self, labels: Iterable[str], seed: int | None = None) -> Study:
+        """The part that a panel shows, so that its caption counts those runs and no others."""
+        labels = set(labels)
+
+        def chosen(frame):
+            return frame if frame.empty else frame[frame["label"].isin(labels) & (seed is None or frame["seed"] == seed)]
+
+        def listed(runs):
+            return [run for run in runs if run.label in labels and seed in (None, run.spec.seed)]
+
+        frames = {name: chosen(getattr(self, name)) for name in ("epochs", "events", "histograms", "runs", "provenance")}
+        return dataclasses.replace(self, wanted=listed(self.wanted), missing=listed(self.missing), **frames)
+
+
+def command(figures: str | Iterable[str], profile: str, data: str | None = None,
+            results: str | os.PathLike | None = None, seeds=None) -> str:
+    """The command that makes the runs of `figures`; `data`, `results` and `seeds` where they are known."""
+    words = [figures] if isinstance(figures, str) else [*figures]
+    words += ["--profile", profile]
+    if data is not None:
+        words += ["--data", data]
+    if seeds is not None:
+        # "3," is seed 3, "3" would be three seeds
+        words += ["--seeds", str(seeds) if isinstance(seeds, (int, str)) else ",".join(map(str, seeds)) + ","]
+    if results is not None:
+        words += ["--results", os.fspath(results)]
+    return "python -m gstlib run " + shlex.join(words)
+
+
+def find_data(store: Store, profile: Profile, data: str | None, figure: str = "figure1-vgg11") -> DataSpec:
+    """The data set that the store's runs at `profile` were trained on, in the profile's sizes and not augmented.
+
+    `data` is a name, or a path (which can only be a `cifar10-folder` or
+    `cifar10`), or None for the profile's own.  Raises `InputError` when there
+    is none (naming the command that makes those of `figure`), or when there
+    are several and results would be mixed.
+    """
+    name = data or profile.data
+    names = {name} if name in DATASETS else {"cifar10", "cifar10-folder"}
+    found = {spec.data.fingerprint: spec.data for _, spec, about in store.about()
+             if about["profile"] == profile.name and spec.data.name in names}
+    if not found:
+        raise InputError(f"{store.path} holds no run at profile {profile.name!r} on data {name!r}; "
+                         f"make them with: {command(figure, profile.name, name, store.path)}")
+    if len(found) > 1:
+        prints = ", ".join(f"{d.name} {f[:12]}" for f, d in sorted(found.items()))
+        raise InputError(f"{store.path} holds runs at profile {profile.name!r} on several data sets ({prints}); "
+                         "keep each in a results folder of its own")
+    (source,) = found.values()
+    return dataclasses.replace(source, train_size=profile.size.train_size, test_size=profile.test_size, augment=False)
+
+
+def about_spec(spec: RunSpec) -> dict:
+    """What a configuration is, as columns; an unpruned one has target "none", no text elsewhere and zeros.
+
+    target, score, structure, effect, batches (of a noise), rate (the
+    iterative rate, largest over the layers), retrain (epochs between events,
+    as run), model.
+    """
+    p = spec.pruning
+    if p is None:
+        return {"target": "none", "score": "", "structure": "", "effect": "", "batches": 0, "rate": 0.0, "retrain": 0,
+                "model": spec.model.name}
+    return {"target": p.target, "score": p.score, "structure": p.structure, "effect": p.effect, "batches": p.batches,
+            "rate": p.schedule.iterative_rate, "retrain": p.retrain, "model": spec.model.name}
+
+
+def study(store: Store, figure: str, profile: str = "smoke", data: str | None = None, seeds=None) -> Study:
+    """Everything stored of `figure` at `profile`; `seeds` as in `experiments.parse_seeds`.
+
+    With `seeds` None these are the profile's own, or as many as the store
+    holds of this experiment when those are more.  Missing runs are listed,
+    never passed over.
+    """
+    size, what = experiments.profile(profile), experiments.experiment(figure)
+    source = find_data(store, size, data, figure)
+    number = size.seeds
+    if seeds is None:
+        stored = set(store.ids())
+        while any(run.spec.id in stored for run in what.runs(size, source, [size.first_seed + number])):
+            number += 1
+    wanted = what.runs(size, source, experiments.parse_seeds(number if seeds is None else seeds, size.first_seed))
+    held = dict(store.runs({run.spec.id for run in wanted}))
+    found = [(run, held[run.spec.id]) for run in wanted if run.spec.id in held]
+    keys = [{"label": run.label, "seed": run.spec.seed, "run": run.spec.id} for run, _ in found]
+    columns = pd.DataFrame([key | about_spec(run.spec) for key, (run, _) in zip(keys, found)])
+
+    def together(table: str) -> pd.DataFrame:
+        if not found:
+            return pd.DataFrame()
+        frames = [rows.tables[table] for _, rows in found]
+        # the keys once for all runs: into each of hundreds of frames would take longer than reading them
+        places = np.repeat(np.arange(len(frames)), [len(frame) for frame in frames])
+        rows = pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
+        return pd.concat([rows, columns.take(places).reset_index(drop=True)], axis=1)
+
+    there = {run.spec.id for run, _ in found}
+    runs = pd.DataFrame([measures.summary(rows.tables, run.spec.data.test_size) for run, rows in found])
+    return Study(what, size, wanted, [run for run in wanted if run.spec.id not in there],
+                 together("epoch"), together("event"), together("histogram"), pd.concat([columns, runs], axis=1),
+                 pd.DataFrame([rows.provenance | key for key, (_, rows) in zip(keys, found)]),
+                 command(figure, profile, data or source.name, store.path,
+                         seeds if seeds is not None or number == size.seeds else number))

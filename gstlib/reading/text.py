@@ -1,0 +1,240 @@
+"""From a study to sentences, captions and Markdown tables; every interval is Student's t over seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from tabulate import tabulate
+
+from gstlib.errors import InputError
+from gstlib.reading import interval
+from gstlib.reading.interval import Estimate, t_interval
+from gstlib.reading.measures import DECILES, KEYS, SD_OFF
+from gstlib.reading.study import Study
+
+NONE = "–"
+TRAINED = (100, 99.9)  # per cent of the training images that a network at a small profile must know, unpruned and pruned
+RATIO = "log10 ratio"  # the unit of what is computed in logarithms and shown as a ratio
+
+
+def number(value: float, low: float, high: float, unit: str, confidence: float = 0.95, form: str = ".2f") -> str:
+    """An estimate with its interval and unit, logarithms as ratios; a dash where there is none."""
+    if unit == RATIO:
+        value, low, high = (10.0 ** np.clip(bound, -300, 300) for bound in (value, low, high))
+        unit = "times"
+    other = "" if confidence == 0.95 else f" ({confidence:.0%} interval)"
+    return NONE if np.isnan(value) else f"{Estimate(value, low, high, 0, 0):{form}} {unit}".strip() + other
+
+
+def markdown(rows: Iterable[Iterable], headers: Iterable[str]) -> str:
+    """Rows of texts as a Markdown table."""
+    return tabulate([[*row] for row in rows], [*headers], tablefmt="github", disable_numparse=True)
+
+
+def by_seed(study: Study, label: str, column: str) -> pd.Series:
+    """A column of a configuration's runs by seed, in per cent or points; logarithms as they are."""
+    runs = study.runs[study.runs["label"] == label] if len(study.runs) else pd.DataFrame(columns=["seed", column])
+    values = runs.set_index("seed")[column].astype(float).dropna()
+    return values if column.startswith("log_") else 100 * values
+
+
+def markdown_table(study: Study) -> str:
+    """One row a configuration: runs, events, and means in per cent with 95% intervals."""
+    rows = []
+    for label in study.labels:
+        columns = ("final_accuracy", "best_accuracy", "mean_instability", "final_train_loss")
+        values = {column: by_seed(study, label, column) for column in columns}
+        runs = len(values["final_accuracy"])
+        events = study.runs.loc[study.runs["label"] == label, "events"].iloc[0] if runs else NONE
+        rows.append([label, runs, events, *(number(*t_interval(v)[:3], "", form=".1f") for v in [*values.values()][:3]),
+                     number(*t_interval(values["final_train_loss"] / 100)[:3], "", form=".3f")])
+    return markdown(rows, ["method", "runs", "events", "final accuracy, %", "best after the last event, %",
+                           "mean instability, points", "training loss"])
+
+
+def comparison(study: Study, pairs: Iterable[tuple[str, str]], column: str = "final_accuracy") -> str:
+    """Differences of configurations, seed by seed, as a Markdown table: the first of each pair less the second.
+
+    In points, or as a ratio for `log_instability`; seeds that have both.
+    """
+    rows = []
+    for pair in pairs:
+        a, b = (by_seed(study, label, column) for label in pair)
+        found, ratio = t_interval((a - b).dropna()), column.startswith("log_")
+        shown = number(*found[:3], RATIO if ratio else "", form=".2f" if ratio else "+.2f")
+        rows.append([*pair, shown if found.n else "not run", f"{found.p:.2g}" if found.p == found.p else NONE, found.n])
+    what = "ratio" if column.startswith("log_") else "difference, points"
+    return markdown(rows, ["method", "against", what, "p", "seeds"])
+
+
+def criteria(study: Study) -> str:
+    """What a small profile must meet, a configuration a row: training accuracy at the end, of the run where it is lowest.
+
+    An unpruned network must have learnt every training image, a pruned one
+    99.9% of them again; see `TRAINED`.
+    """
+    rows = []
+    for label in study.labels:
+        lowest, asked = by_seed(study, label, "final_train_accuracy"), TRAINED[study.spec(label).pruning is not None]
+        rows.append([label, len(lowest), NONE if lowest.empty else f"{lowest.min():.2f}", f"{asked:g}",
+                     NONE if lowest.empty else "yes" if lowest.min() >= asked else "**no**"])
+    return markdown(rows, ["method", "runs", "training accuracy at the end, %, lowest", "asked for", "met"])
+
+
+def pooled(runs: pd.DataFrame) -> tuple[float, float, int]:
+    """Pearson's r of mean instability and final accuracy over pruned runs, its p as printed in the paper, their number.
+
+    A description: runs are not independent points.  nan where it is not defined.
+    """
+    runs = runs.dropna(subset=["mean_instability", "final_accuracy"])
+    x, y = runs["mean_instability"], runs["final_accuracy"]
+    if len(runs) < 3 or x.nunique() < 2 or y.nunique() < 2:
+        return np.nan, np.nan, len(runs)
+    return *stats.pearsonr(x, y), len(runs)
+
+
+def accuracy_slopes(study: Study) -> Estimate:
+    """Points of final accuracy for a tenfold mean instability, the slope within each seed over pruned configurations."""
+    if study.runs.empty:
+        return t_interval([])
+    runs = study.runs[study.runs["target"] != "none"].assign(points=100 * study.runs["final_accuracy"])
+    return seed_slopes(runs, "log_instability", "points")
+
+
+def seed_slopes(runs: pd.DataFrame, x: str, y: str) -> Estimate:
+    """The mean over seeds of the least-squares slope of `y` on `x`; seeds that lack a configuration are left out."""
+    wide = runs.drop_duplicates(KEYS).pivot(index="seed", columns="label", values=[x, y]).dropna()
+    found = interval.slopes(wide[x].to_numpy(float), wide[y].to_numpy(float)) if wide.shape[1] > 2 else np.array([])
+    return t_interval(found[np.isfinite(found)])
+
+
+def correlation_sentence(study: Study) -> str:
+    """Figure 1 right in words: the slope within seeds, and beside it the paper's pooled r, as a description."""
+    found, (r, p, n) = accuracy_slopes(study), pooled(study.runs)
+    if np.isnan(r) or not found.n:
+        return f"Only {n} pruned runs are stored, too few for a slope."
+    return (f"Among these ways of pruning, a tenfold mean instability goes with {number(*found[:3], 'points', form='+.2f')} of "
+            f"final accuracy ({found.n} seeds). Pooled over {n} pruned runs, which are not independent points, "
+            f"Pearson's $r = {r:.2f}$, $p = {p:.2g}$.")
+
+
+def trend(runs: pd.DataFrame, x: str, y: str, unit: str) -> str:
+    """The slope within seeds in words: points of `y` (a share), `unit` as in "per decile", Spearman's rho beside it."""
+    found = seed_slopes(runs.assign(**{y: 100 * runs[y]}), x, y)
+    if not found.n:
+        return "too few runs for a trend."
+    rho = stats.spearmanr(runs[x], runs[y], nan_policy="omit").statistic
+    return f"{number(*found[:3], 'points', form='+.2f')} {unit}, Spearman's $\\rho = {rho:.2f}$ ({found.n} seeds)."
+
+
+def decile_trend(rows: pd.DataFrame) -> str:
+    """Figure 2's trends (C5): gap and test accuracy over the deciles, with D10 and without."""
+    lines = []
+    for which, part in (("D0 to D10", rows), ("without D10", rows[rows["target"] != DECILES[-1]])):
+        for column, name in (("gap", "gap"), ("final_accuracy", "test accuracy")):
+            lines.append(f"  - {name}, {which}: {trend(part, 'decile', column, 'per decile')}")
+    return "\n".join(lines)
+
+
+def refused(layers: pd.DataFrame) -> str:
+    """A sentence on Figure A1's layers whose values were not normalised (`measures.normality`); empty without any."""
+    off = layers[layers["ks"].isna()]
+    if off.empty:
+        return ""
+    which = ", ".join(map(str, sorted(off["number"].unique())))
+    return (f"Left out: {len(off)} of {len(layers)} measurements (convolution {which}), whose values have a standard "
+            f"deviation that is off 1 by more than {SD_OFF:.0%} and so were not normalised.")
+
+
+def caption(study: Study, confidence: float = 0.95) -> str:
+    """What a figure rests on, from the runs' own provenance: data, profile, runs, interval, device, date.
+
+    What is missing is named with the command that makes it.  Raises
+    `InputError` when no run is stored, naming that command too.
+    """
+    if study.runs.empty:
+        raise InputError(f"no run of {study.experiment.name} is stored at profile {study.profile.name!r}; "
+                         f"make them with: {study.command}")
+    counts = study.runs.groupby("label").size()
+    count = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
+    about = study.provenance
+    intervals = (f"; intervals are {confidence:.0%} t intervals over seeds" if counts.max() > 2
+                 else ", too few for intervals")
+    days = about["finished"].str[:10]
+    text = (
+        f"Data: {_listed(about['data_title'])}. Profile: {study.profile.title}. "
+        f"{count} run{'' if count == '1' else 's'} per configuration{intervals}. Device: {_listed(about['device'])}. "
+        f"Finished: {_prose(' to '.join(dict.fromkeys((days.min(), days.max()))))}. "
+        f"Code: commit {_listed(about['commit'].map(short_commit))}."
+    )
+    if study.missing:
+        short: dict[str, list[int]] = {}
+        for run in study.missing:
+            short.setdefault(run.label, []).append(run.spec.seed)
+        which = "; ".join(f"{label}: seed {', '.join(map(str, seeds))}" for label, seeds in short.items())
+        text += (f" **Missing: {len(study.missing)} of {len(study.wanted)} runs ({which}).** "
+                 f"Make them with `{study.command}`.")
+    return text
+
+
+def _listed(values: pd.Series) -> str:
+    return ", ".join(dict.fromkeys(map(_prose, values)))
+
+
+def _prose(text: str) -> str:
+    """A text from anyone's provenance as Markdown that holds no HTML, link, code or formula."""
+    return text.translate(str.maketrans("<>`[]{}$\\", "‹›'()()''"))
+
+
+def short_commit(commit: str) -> str:
+    """The first ten digits of a commit's hash, with the mark of uncommitted changes."""
+    name, mark, rest = commit.partition("+")
+    return name[:10] + mark + rest
+
+
+def runs_table(study: Study) -> pd.DataFrame:
+    """The runs behind a figure, missing ones included: label, seed, id, stored or not, accuracy, provenance."""
+    missing = {run.spec.id for run in study.missing}
+    about = pd.DataFrame([(run.label, run.spec.seed, run.spec.id, run.spec.id not in missing) for run in study.wanted],
+                         columns=[*KEYS, "stored"])
+    if study.runs.empty:
+        return about
+    found = study.runs[[*KEYS, "final_accuracy", "mean_instability"]].merge(
+        study.provenance[[*KEYS, "data_title", "device", "finished", "commit"]], on=KEYS)
+    return about.merge(found, how="left", on=KEYS)
+
+
+def precisions(study: Study) -> str:
+    """What bf16 changes (experiment "precision"), as Markdown: final test accuracy and mean instability of each
+    configuration in float32 and bf16 over the seeds that have both, and the difference seed by seed.
+
+    Says how many of the accuracies differ by no more than 0.3 points, and how
+    many mean instabilities of bf16 lie within the 95% interval of float32's.
+    """
+    rows, near, within = [], [], []
+    pairs: dict[str, dict[str, str]] = {}
+    for label in study.labels:
+        spec = study.spec(label)
+        pairs.setdefault(dataclasses.replace(spec, precision="float32").id, {})[spec.precision] = label
+    for labels in pairs.values():
+        label = labels[study.profile.precision]
+        for name, column in (("accuracy, %", "final_accuracy"), ("instability", "mean_instability")):
+            both = pd.concat([by_seed(study, labels[kind], column) for kind in ("float32", "bf16")], axis=1).dropna()
+            if len(both):
+                a, b = both.iloc[:, 0], both.iloc[:, 1]
+                one, other, change = t_interval(a), t_interval(b), t_interval(b - a)
+                rows.append([label, one.n, name, *(number(*found[:3], "") for found in (one, other, change))])
+                if column == "final_accuracy":
+                    near.append(abs(change.value) <= 0.3)
+                elif one.n > 1:
+                    within.append(one.low <= other.value <= one.high)
+    if not near:
+        return f"*No run is stored in both precisions at profile {study.profile.name}. Make them with* `{study.command}`."
+    table = markdown(rows, ["configuration", "runs", "measure", "float32", "bf16", "bf16 minus float32"])
+    return table + (
+        f"\n\n{sum(near)} of {len(near)} mean accuracies differ by no more than 0.3 points; {sum(within)} of {len(within)} "
+        "mean instabilities in bf16 lie within the interval of those in float32.")

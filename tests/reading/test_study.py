@@ -1,0 +1,124 @@
+"""Studies from a store: which runs, which columns, what is missing, and which command makes it."""
+
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from made_up import ABOUT, DATA, SMOKE, fill, rows, stock, write
+
+from gstlib import experiments
+from gstlib.__main__ import parser
+from gstlib.campaign import runner
+from gstlib.errors import InputError
+from gstlib.reading import measures, text
+from gstlib.reading.study import command, find_data, study
+from gstlib.store import Store
+
+
+@pytest.fixture
+def store(tmp_path):
+    return fill(tmp_path / "results")
+
+
+def test_a_study_finds_every_run_and_all_their_seeds(store):
+    found = study(store, "figure1-vgg11", "smoke")
+    assert len(found.runs) == 15 and not found.missing, "more seeds than the profile's two"
+    assert found.labels == ["none", "S r=4", "S r=40", "L r=40", "S r=4 l2"]
+    assert "3 runs per configuration; intervals are 95% t intervals over seeds" in text.caption(found)
+    assert "Missing" not in text.caption(found)
+
+
+def test_rows_say_what_a_configuration_is(tmp_path):
+    found = study(stock(tmp_path, "figure5", "figure2"), "figure5")
+    row = found.runs[found.runs["label"] == "transient 50"].iloc[0]
+    assert row[["target", "score", "structure", "effect", "retrain", "model"]].tolist() == [
+        "L", "l2", "filter", "gaussian-transient", 3, "vgg11"]
+    assert row["batches"] == found.spec("transient 50").pruning.batches and row["rate"] == pytest.approx(0.129, abs=1e-3)
+    assert found.printed["transient 50"].pruning.batches == 50
+    plain = found.runs[found.runs["label"] == "none"].iloc[0]
+    assert (plain["target"], plain["rate"], plain["events"]) == ("none", 0, 0)
+    deciles = study(Store(tmp_path), "figure2").events
+    assert set(deciles["target"]) == {*measures.DECILES, "D9-remaining"} and set(deciles["structure"]) == {"weight", "filter"}
+
+
+def test_a_number_of_seeds_counts_from_the_profile_s_first(tmp_path):
+    store = fill(tmp_path, "mini")
+    assert study(store, "figure1-vgg11", "mini").runs["seed"].unique().tolist() == [10, 11, 12]
+    assert {run.spec.seed for run in study(store, "figure1-vgg11", "mini", seeds=2).wanted} == {10, 11}
+    assert {run.spec.seed for run in study(store, "figure1-vgg11", "mini", seeds="2-3").wanted} == {2, 3}
+
+
+def test_missing_runs_are_named(store):
+    gone = next(r for r in experiments.figures.figure1_vgg11(SMOKE, DATA, [1]) if r.label == "L r=40")
+    store.file(gone.spec.id).unlink()
+    found = study(store, "figure1-vgg11", "smoke")
+    assert [r.spec.id for r in found.missing] == [gone.spec.id]
+    assert "Missing: 1 of 15 runs (L r=40: seed 1)" in text.caption(found)
+    assert "2 to 3 runs per configuration" in text.caption(found)
+    assert f"Make them with `{found.command}`." in text.caption(found)
+
+
+def test_a_damaged_run_counts_as_missing_with_a_message(store, capsys):
+    spec = experiments.figures.figure1_vgg11(SMOKE, DATA, [0])[0].spec
+    store.file(spec.id).write_bytes(store.file(spec.id).read_bytes()[:-50])
+    found = study(Store(store.path), "figure1-vgg11")
+    assert [run.spec.id for run in found.missing] == [spec.id] and "counts as missing" in capsys.readouterr().err
+
+
+def test_no_runs_at_all_names_the_command(store):
+    with pytest.raises(InputError, match="python -m gstlib run"):
+        study(store, "figure1-vgg11", "paper")
+    found = study(store, "figure3", "smoke")
+    assert found.runs.empty and found.events.empty and found.histograms.empty
+    with pytest.raises(InputError, match="python -m gstlib run figure3 --profile smoke"):
+        text.caption(found)
+
+
+def test_the_command_that_a_study_names_makes_what_it_lacks(tmp_path, digits):
+    place = tmp_path / "my results"
+    data = experiments.data_spec(SMOKE, "digits", digits.fingerprint)
+    write(Store(place), experiments.figures.figure3(SMOKE, data, [2])[0], 0.5, 0.0)
+    for asked, seeds in ((None, [0, 1, 2]), ("0,2", [0, 2]), ([3], [3])):
+        found = study(Store(place), "figure3", "smoke", seeds=asked)
+        program, *words = shlex.split(found.command)[2:]
+        args = parser().parse_args(words)
+        assert program == "gstlib" and args.command == "run" and args.results == str(place)
+        planned, _ = runner.plan(args.figures, args.profile, args.data, args.seeds)
+        assert {run.spec.seed for _, run in planned} == set(seeds)
+        assert runner.missing(Store(place), [run for _, run in planned]) == runner.missing(Store(place), found.missing)
+    shown = command(["figure1-vgg11", "figure3"], "mini", "/my images", "r")
+    assert shown == "python -m gstlib run figure1-vgg11 figure3 --profile mini --data '/my images' --results r"
+
+
+def test_results_of_two_data_sets_are_never_mixed(store):
+    other = experiments.data_spec(SMOKE, "digits", "e" * 64)
+    write(store, experiments.figures.figure1_vgg11(SMOKE, other, [0])[0], 0.5, 0.0)
+    with pytest.raises(InputError, match="several data sets"):
+        study(store, "figure1-vgg11", "smoke")
+
+
+def test_any_number_of_classes_reads_back_what_it_trained(tmp_path):
+    store = Store(tmp_path)
+    data = experiments.data_spec(SMOKE, "cifar10-folder", "a" * 64, classes=7)
+    # Figure 2's images are augmented and Conv4 has a size of its own; neither is what other figures ask for
+    for what in (experiments.figures.figure2, experiments.figures.figure1_vgg11):
+        for run in what(SMOKE, data, range(2)):
+            store.write(run.spec, ABOUT, rows(run.spec, 0.5, 0.1))
+    assert find_data(store, SMOKE, "cifar10-folder") == replace(data, augment=False)
+    for figure in ("figure1-vgg11", "figure2"):
+        found = study(store, figure, "smoke", "cifar10-folder")
+        assert not found.missing and len(found.runs)
+
+
+def test_a_part_of_a_study_counts_its_own_runs_alone(store):
+    part = study(store, "figure1-vgg11").restrict(["L r=40"], 1)
+    assert len(part.runs) == 1 and set(part.events["seed"]) == {1} and [r.spec.seed for r in part.wanted] == [1]
+    assert "1 run per configuration, too few for intervals" in text.caption(part)
+
+
+def test_reading_imports_no_torch():
+    code = ("import sys; from gstlib.reading import figures, measures, study, text; "
+            "assert not {'torch', 'gstlib.training', 'gstlib.campaign'} & set(sys.modules)")
+    subprocess.run([sys.executable, "-c", code], check=True)

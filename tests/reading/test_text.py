@@ -1,0 +1,114 @@
+"""Sentences and tables: the right numbers, and nothing claimed where there are too few runs."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from made_up import DATA, SMOKE, fill, stock, write
+from scipy import stats
+
+from gstlib import experiments
+from gstlib.reading import measures, text
+from gstlib.reading.study import study
+from gstlib.store import Store
+
+
+@pytest.fixture(scope="module")
+def figure1(tmp_path_factory):
+    return study(fill(tmp_path_factory.mktemp("made-up") / "results"), "figure1-vgg11")
+
+
+def cells(table):
+    """A Markdown table's rows by their first cell."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_numbers_are_shown_with_their_interval_and_logarithms_as_ratios():
+    nan = float("nan")
+    assert text.number(1, 0.5, 2, "points", 0.9) == "1.00 [0.50, 2.00] points (90% interval)"
+    assert text.number(1, nan, nan, "points") == "1.00 points" and text.number(nan, nan, nan, "points") == "–"
+    assert text.number(0, -1, 1, text.RATIO) == "1.00 [0.10, 10.00] times"
+
+
+def test_a_row_a_configuration(figure1):
+    rows = cells(text.markdown_table(figure1))
+    values = figure1.runs[figure1.runs["label"] == "L r=40"]["final_accuracy"] * 100
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert rows["L r=40"][2] == f"{values.mean():.1f} [{low:.1f}, {high:.1f}]"
+    assert rows["none"][:2] == ["3", "0"] and rows["none"][4] == "–" and rows["none"][5] == "0.100 [0.100, 0.100]"
+
+
+def test_configurations_are_compared_seed_by_seed(figure1):
+    rows = cells(text.comparison(figure1, [("L r=40", "none"), ("S r=4", "S r=7")]))
+    runs = figure1.runs.set_index(["label", "seed"])["final_accuracy"] * 100
+    test = stats.ttest_rel(runs["L r=40"], runs["none"])
+    low, high = test.confidence_interval(0.95)
+    assert rows["L r=40"] == ["none", f"{(runs['L r=40'] - runs['none']).mean():+.2f} [{low:+.2f}, {high:+.2f}]",
+                              f"{test.pvalue:.2g}", "3"]
+    assert rows["S r=4"] == ["S r=7", "not run", "–", "0"]
+    ratio = cells(text.comparison(figure1, [("L r=40", "S r=40")], "log_instability"))["L r=40"][1]
+    each = figure1.runs.set_index(["label", "seed"])["mean_instability"]
+    assert ratio.startswith(f"{np.exp(np.log(each['L r=40'] / each['S r=40']).mean()):.2f} [") and ratio.endswith("times")
+
+
+def test_a_seed_that_lacks_a_run_is_left_out_of_a_comparison(tmp_path):
+    store = fill(tmp_path / "results")
+    store.file(next(r for r in experiments.figures.figure1_vgg11(SMOKE, DATA, [1]) if r.label == "none").spec.id).unlink()
+    assert cells(text.comparison(study(store, "figure1-vgg11"), [("L r=40", "none")]))["L r=40"][-1] == "2"
+
+
+def test_the_slope_within_seeds_and_the_paper_s_pooled_r_beside_it(figure1):
+    pruned = figure1.runs.dropna(subset="mean_instability")
+    test = stats.pearsonr(pruned["mean_instability"], pruned["final_accuracy"])
+    assert text.pooled(figure1.runs) == (pytest.approx(test.statistic), pytest.approx(test.pvalue), 12)
+    slopes = [stats.linregress(np.log10(runs["mean_instability"]), 100 * runs["final_accuracy"]).slope
+              for _, runs in pruned.groupby("seed")]
+    assert text.accuracy_slopes(figure1).value == pytest.approx(np.mean(slopes))
+    sentence = text.correlation_sentence(figure1)
+    assert "Among these ways of pruning" in sentence and "(3 seeds)" in sentence and "not independent" in sentence
+    few = text.correlation_sentence(figure1.restrict(["none", "L r=40"], 0))
+    assert few == "Only 1 pruned runs are stored, too few for a slope."
+
+
+def test_a_trend_is_the_mean_slope_of_complete_seeds(tmp_path):
+    made = study(stock(tmp_path, "figure2"), "figure2")
+    rows = measures.by_decile(made.runs, made.events, made.epochs)
+    rows = rows[rows["structure"] == "weight"]
+    gone = rows[~((rows["seed"] == 2) & (rows["target"] == "D4"))]
+    assert text.trend(rows, "decile", "gap", "per decile").endswith("(3 seeds).")
+    assert text.trend(gone, "decile", "gap", "per decile").endswith("(2 seeds).")
+    assert text.trend(rows.head(0), "decile", "gap", "per decile") == "too few runs for a trend."
+    told = text.decile_trend(rows)
+    assert told.count("without D10") == 2 and told.count("test accuracy") == 2
+
+
+def test_what_bf16_changes_is_told_seed_by_seed(tmp_path):
+    store = Store(tmp_path)
+    finals = {"none": (0.5, 0.6, 0.7), "none bf16": (0.502, 0.602, 0.702),  # float32 is smoke's own
+              "L r=40": (0.5, 0.6, 0.7), "L r=40 bf16": (0.51, 0.61, 0.71)}
+    falls = {"L r=40": (0.1, 0.2, 0.3), "L r=40 bf16": (0.34, 0.47, 0.6)}
+    for run in experiments.figures.precision(SMOKE, DATA, range(3)):
+        write(store, run, finals[run.label][run.spec.seed], falls.get(run.label, (0,) * 3)[run.spec.seed])
+    told = text.precisions(study(store, "precision"))
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in told.splitlines() if line.startswith("|")]
+    half = stats.t.ppf(0.975, 2) * 10 / 3**0.5
+    assert ["none", "3", "accuracy, %", f"60.00 [{60 - half:.2f}, {60 + half:.2f}]",
+            f"60.20 [{60.2 - half:.2f}, {60.2 + half:.2f}]", "0.20 [0.20, 0.20]"] in rows
+    assert rows[-1][2:4] == ["instability", f"20.00 [{20 - half:.2f}, {20 + half:.2f}]"]
+    assert told.endswith("1 of 2 mean accuracies differ by no more than 0.3 points; 0 of 1 mean instabilities in bf16 lie within "
+                         "the interval of those in float32.")
+
+
+def test_one_precision_alone_compares_nothing(tmp_path):
+    store = Store(tmp_path)
+    write(store, experiments.figures.figure2(SMOKE, DATA, [0])[0], 0.5, 0.1)
+    assert "run precision --profile smoke" in text.precisions(study(store, "precision"))
+    assert "run precision --profile smoke" in text.precisions(study(fill(tmp_path / "other"), "precision"))
+
+
+def test_provenance_of_anyone_holds_no_markup(tmp_path):
+    store = fill(tmp_path)
+    made = study(store, "figure1-vgg11")
+    about = made.provenance.assign(device="<b>[x](y)`$z$")
+    assert "Device: ‹b›(x)(y)''z'." in text.caption(replace(made, provenance=about))

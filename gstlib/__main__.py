@@ -145,26 +145,21 @@ def command_import(args) -> int:
 
 def command_bench(args) -> int:
     """Measure steps per second against a plain PyTorch loop, what each technique gives, and what events and scores cost."""
-    from gstlib.bench import measure as bench
+    from gstlib import bench
     from gstlib.training.engine import pick_device
 
-    place = args.output and Path(args.output)
-    if place:  # found out before minutes of measuring, not after
-        with suppress(OSError):
-            place.parent.mkdir(parents=True, exist_ok=True)
-        if place.is_dir() or not place.parent.is_dir() or not os.access(place.parent, os.W_OK):
-            raise InputError(f"the figures cannot be written to {place}; name a file in a folder that can be written to")
-    result = bench.stored_runs() if args.store else bench.run(pick_device(args.device), args.quick)
-    text = json.dumps(result, indent=1)
-    if place:
-        try:
-            files.write_whole(place, lambda file: file.write(f"{text}\n".encode()))
-        except OSError as error:
-            print(text)
-            raise InputError(f"the figures could not be written to {place} ({error.strerror}) and are printed instead") from error
-    if args.store and not args.json:
-        text = "\n".join(f"{name}: {seconds:.2f} s" for name, seconds in result.items())
-    print(text if args.json or args.store else bench.table(result))
+    def keep(result: dict) -> None:
+        if args.output:
+            place = Path(args.output)
+            try:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                files.write_whole(place, lambda file: file.write(f"{json.dumps(result, indent=1)}\n".encode()))
+            except OSError as error:
+                raise InputError(f"the figures cannot be written to {place} ({error.strerror}); "
+                                 "name a file in a folder that can be written to") from error
+
+    result = bench.run(pick_device(args.device), args.quick, args.models, args.replicas, args.techniques, keep)
+    print(json.dumps(result, indent=1) if args.json else bench.report(result))
     return 0
 
 
@@ -219,10 +214,14 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--quiet", action="store_true", help="no progress bar")
     for sub in (add(command_export, as_json=False), add(command_import, figures=False, as_json=False)):
         sub.add_argument("--archive", required=True, metavar="FILE", help="the archive, a zip file")
-    measure.add_argument("--store", action="store_true",
-                         help="instead: seconds of list, status and a figure's tables with 10,000 stored runs")
     measure.add_argument("--quick", action="store_true", help="few steps a figure; minutes instead of tens of them")
-    measure.add_argument("--output", metavar="FILE", help="also write the JSON there")
+    measure.add_argument("--models", nargs="+", metavar="NAME", help="of conv4, vgg11 and resnet18; default: all")
+    measure.add_argument("--replicas", nargs="+", type=int, metavar="N",
+                         help="numbers of runs in lockstep; default: 1 2 5 10 20, and 1 5 or the number of cores when quick")
+    measure.add_argument("--techniques", nargs="*", metavar="NAME",
+                         help="what to leave off, one after the other, of bf16, channels-last, capture, streams, fuse and "
+                              "autotune; default: all that are in use, no name: none")
+    measure.add_argument("--output", metavar="FILE", help="write the JSON there, anew after every measurement")
     return top
 
 

@@ -422,26 +422,31 @@ def test_a_broken_standard_error_does_not_hide_that_nothing_was_trained(tmp_path
     assert done.returncode == 2
 
 
-def test_a_benchmark_that_cannot_be_written_is_not_begun(tmp_path, monkeypatch, capsys):
-    from gstlib.bench import measure as bench
+def test_a_benchmark_is_written_after_every_measurement(tmp_path, monkeypatch, capsys):
+    from gstlib import bench
 
-    begun = []
-    monkeypatch.setattr(bench, "run", lambda *_: begun.append(1) or {"machine": {}})
+    place, asked = tmp_path / "new" / "bench.json", []
+
+    def run(device, *chosen):
+        *options, keep = chosen
+        asked.append(options)
+        for number in range(2):
+            keep({"rows": [number]})
+            assert json.loads((tmp_path / "new" / "bench.json").read_text()) == {"rows": [number]}
+        return {"rows": [number]}
+
+    monkeypatch.setattr(bench, "run", run, raising=False)
+    assert main(["bench", "--json", "--models", "vgg11", "conv4", "--replicas", "1", "10", "--techniques",
+                 "--output", str(place)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"rows": [1]}
+    assert main(["bench", "--quick", "--json", "--techniques", "capture", "streams", "--output", str(place)]) == 0
+    assert asked == [[False, ["vgg11", "conv4"], [1, 10], []], [True, None, None, ["capture", "streams"]]]
+    capsys.readouterr()
     (tmp_path / "file").write_text("")
     assert main(["bench", "--output", str(tmp_path / "file" / "bench.json")]) == 2
-    assert "cannot be written" in capsys.readouterr().err and not begun
-    assert main(["bench", "--json", "--output", str(tmp_path / "new" / "bench.json")]) == 0
-    assert json.loads((tmp_path / "new" / "bench.json").read_text()) == {"machine": {}}
+    assert "cannot be written" in capsys.readouterr().err
 
 
-def test_an_interrupted_benchmark_leaves_what_was_there(tmp_path, monkeypatch):
-    from gstlib.bench import measure as bench
-
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(bench, "run", interrupted)
-    (tmp_path / "old.json").write_text("{}")
-    for name in ("old.json", "new.json"):
-        assert main(["bench", "--output", str(tmp_path / name)]) == 130
-    assert [place.name for place in tmp_path.iterdir()] == ["old.json"] and (tmp_path / "old.json").read_text() == "{}"
+def test_a_benchmark_of_what_is_not_there_is_refused(capsys):
+    assert main(["bench", "--models", "vgg12", "--device", "cpu"]) == 2
+    assert "vgg12" in capsys.readouterr().err

@@ -184,7 +184,8 @@ def test_two_campaigns_in_one_folder_train_nothing_twice(tmp_path, tiny_spec):
 
 def test_an_unknown_executor_and_an_address_without_a_cluster(tmp_path, digits, long):
     for options, message in (({"executor": "slurm"}, "unknown executor 'slurm'"),
-                             ({"address": "auto"}, "--executor ray"), ({"gpus_per_group": 0}, "part of it"), ({"gpus_per_group": 1.5}, "part of it")):
+                             ({"address": "auto"}, "--executor ray"), ({"gpus_per_group": 0}, "part of it"),
+                             ({"gpus_per_group": 1.5}, "part of it")):
         with pytest.raises(InputError, match=message):
             runner.run(Store(tmp_path), [long], digits, "digits", "tiny", "cpu", **options)
 
@@ -222,7 +223,7 @@ def test_a_cluster_that_loses_a_worker_and_a_node_loses_no_run(tmp_path, digits,
     struck = []
 
     def strike():
-        until(lambda: started(there, long))
+        until(lambda: started(there, long), 900)
         for stat in Path("/proc").glob("[0-9]*/cmdline"):  # the workers that are training at this moment
             try:
                 if stat.read_bytes().startswith(b"ray::_ray_task"):

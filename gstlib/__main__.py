@@ -13,9 +13,9 @@ from pathlib import Path
 import pandas as pd
 
 from gstlib import data, experiments, files
-from gstlib.errors import InputError
+from gstlib.errors import InputError, plain
 from gstlib.spec import RunSpec
-from gstlib.store import Store
+from gstlib.store import NewerSchema, Store, export, import_
 
 RESULTS = "results"
 
@@ -114,28 +114,22 @@ def command_status(args) -> int:
 def command_verify(args) -> int:
     """Read every stored run and check it against its digest and its id; exit code 1 when one fails; changes nothing."""
     store, rows, nothing = _existing(args.results), [], {"model": "", "profile": "", "epochs": 0,
-                                                         "final_test_accuracy": None, "commit": "", "problem": ""}
+                                                         "final_accuracy": None, "commit": "", "problem": ""}
     for run_id in store.ids():
         try:
             run = store.read(run_id)
             epochs = run.tables["epoch"]
-            found = {"ok": True, "model": run.spec.model.name, "profile": run.provenance["profile"],
-                     "epochs": len(epochs), "final_test_accuracy": round(float(epochs["test_accuracy"].iloc[-1]), 4),
-                     "commit": run.provenance["commit"][:12]}
+            found = {"ok": True, "model": run.spec.model.name, "profile": plain(run.provenance["profile"]),
+                     "epochs": len(epochs), "final_accuracy": round(float(run.tables["final"]["accuracy"].iloc[0]), 4),
+                     "commit": plain(run.provenance["commit"])[:12]}
         except InputError as error:
-            found = {"ok": False, "problem": str(error)}
-        except KeyError:
-            continue  # moved by another process in between
+            found = {"ok": None if isinstance(error, NewerSchema) else False, "problem": str(error)}
         rows.append({"id": run_id} | nothing | found)
-    for other in store.others():
-        # a writer may be at work on a temporary file; what was set aside counts as missing already
-        ok = False if other.kind == "foreign" else None
-        rows.append({"id": other.name, "ok": ok} | nothing | {"problem": other.what})
     _print(pd.DataFrame(rows), args.json)
-    whole, bad, other = (sum(row["ok"] is ok for row in rows) for ok in (True, False, None))
+    whole, bad, newer = (sum(row["ok"] is ok for row in rows) for ok in (True, False, None))
     if not args.json:
         print(f"{whole} runs are as they were written, {bad} are not"
-              + (f"; {other} other files are set aside or unfinished" if other else ""))
+              + (f"; {newer} are of a newer gstlib" if newer else ""))
     return 1 if bad else 0
 
 
@@ -145,14 +139,14 @@ def command_export(args) -> int:
     ids = None
     if args.figures:
         ids = {run.spec.id for _, run in _runs(args)} & set(store.ids())
-    print(f"{store.export(args.archive, ids)} runs packed into {args.archive}")
+    print(f"{export(store, args.archive, ids)} runs packed into {args.archive}")
     return 0
 
 
 def command_import(args) -> int:
     """Take the runs of an archive into the results folder; exit code 1 when one is refused."""
     store = Store(args.results)
-    added, known, refused = store.import_(args.archive)
+    added, known, refused = import_(store, args.archive)
     print(f"{len(added)} runs added to {store.path}, {len(known)} were there already, {len(refused)} refused")
     for name, why in refused.items():
         print(f"refused: {name}: {why}", file=sys.stderr)

@@ -36,7 +36,7 @@ from gstlib.campaign.leases import Leases
 from gstlib.errors import InputError
 from gstlib.experiments import Labelled
 from gstlib.spec import DataSpec, ModelSpec, OptimiserSpec, PruningSpec, RunSpec
-from gstlib.store import Store
+from gstlib.store import Store, export, import_
 from gstlib.training import checkpoint, train
 from gstlib.training.checkpoint import Checkpoints
 
@@ -90,7 +90,7 @@ class Whole:
         """How many of `runs` are stored under `results` with the rows of runs never interrupted."""
         go(self.folder, runs)
         store = Store(results)
-        return sum(x.spec.id in store and rows(results, x) == rows(self.folder, x) for x in runs)
+        return sum(store.file(x.spec.id).exists() and rows(results, x) == rows(self.folder, x) for x in runs)
 
 
 @contextlib.contextmanager
@@ -178,21 +178,21 @@ def _tables(folder: Path, whole: Whole, tries: int, how: str, damage: Callable[[
     go(folder, runs)
     place = Store(folder).file(runs[0].spec.id)
     raw = place.read_bytes()
-    aside, unchanged = [], 0
+    found, unchanged = [], 0
     for at in _places(len(raw), tries):
         place.write_bytes(damage(raw, at))
         with hushed() as said:
             if runner.missing(Store(folder), runs):
-                aside += [at] if "set aside" in said.getvalue() else []
+                found += [at] if "counts as missing" in said.getvalue() else []
             else:  # where the file repeats itself, a flip changes nothing that is read
                 unchanged += whole.equal(folder, runs)
         place.write_bytes(raw)
-    place.write_bytes(damage(raw, aside[len(aside) // 2]))
+    place.write_bytes(damage(raw, found[len(found) // 2]))
     with hushed():
         again = go(folder, runs).trained == [runs[0].spec.id] and whole.equal(folder, runs) == 1
-    return Seen(f"stored table {how} at {tries} places", "found on reading, set aside, trained again to the same rows",
-                f"{len(aside)} set aside, {unchanged} where nothing that is read had changed; "
-                f"trained again: {'same' if again else 'other'} rows", tries, len(aside) + unchanged == tries and again)
+    return Seen(f"stored table {how} at {tries} places", "found on reading, trained again to the same rows",
+                f"{len(found)} found, {unchanged} where nothing that is read had changed; "
+                f"trained again: {'same' if again else 'other'} rows", tries, len(found) + unchanged == tries and again)
 
 
 def checkpoint_damaged(folder: Path, whole: Whole, tries: int = 40) -> Seen:
@@ -270,7 +270,7 @@ def disk_full(folder: Path, whole: Whole) -> Seen:
         os.close(ready)
         store = Store(folder)
         kept = rows(folder, runs[0]) == before and store.ids() == [runs[0].spec.id]
-        halves = [p for p in store.runs.iterdir() if p.suffix != ".parquet"
+        halves = [p for p in store.folder.iterdir() if p.suffix != ".parquet"
                   and p.name.startswith(tuple(f".{x.spec.id}" for x in runs))]
         (folder / "filler").unlink(missing_ok=True)
         go(folder, runs)
@@ -358,8 +358,8 @@ def import_conflict(folder: Path, whole: Whole) -> Seen:
     forged = {name: table.to_dict("records") for name, table in found.tables.items()}
     forged["epoch"][-1]["test_accuracy"] += 0.25
     Store(folder / "there").write(found.spec, found.provenance, forged)
-    Store(folder / "there").export(folder / "archive.zip")
-    added, known, refused = Store(folder / "here").import_(folder / "archive.zip")
+    export(Store(folder / "there"), folder / "archive.zip")
+    added, known, refused = import_(Store(folder / "here"), folder / "archive.zip")
     same = whole.equal(folder / "here", runs)
     return Seen("import of a known id with other rows", "refused and reported, the stored run kept",
                 f"{len(refused)} refused, {len(added)} added; {same} of 1 unchanged", 1,
@@ -377,7 +377,7 @@ def archive_escapes(folder: Path, whole: Whole) -> Seen:
         for name in names:
             archive.writestr(name, content)
     before = {p for p in folder.rglob("*")}
-    added, _, refused = Store(folder / "there").import_(folder / "archive.zip")
+    added, _, refused = import_(Store(folder / "there"), folder / "archive.zip")
     made = {p for p in folder.rglob("*")} - before - {folder / "there", folder / "there" / "runs"}
     return Seen("archive with names that lead out of it", "every name refused, nothing written",
                 f"{len(refused)} of {len(names)} refused, {len(added)} added, {len(made)} files made", len(names),

@@ -72,7 +72,7 @@ def stock(path, *names, seeds=3, but=()):
     store = Store(path)
     for name in names:
         for number, (label, spec) in enumerate(experiments.experiment(name).runs(SMOKE, DATA, range(seeds))):
-            if label not in but and spec.id not in store:
+            if label not in but and not store.file(spec.id).exists():
                 fall = effect(spec)
                 score = 100.0 * int(spec.pruning.target[1:].partition("-")[0] or 0) if spec.pruning else 0
                 store.write(spec, ABOUT, rows(spec, 0.6 + fall + noise(number), fall + 0.001 * spec.seed, score=score,

@@ -34,7 +34,6 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from gstlib import convolution, data, experiments, models
-from gstlib.store import runs as stored
 from gstlib.data import SIDE, Images, Loader
 from gstlib.errors import InputError
 from gstlib.reading import study
@@ -557,15 +556,15 @@ def stored_runs(n: int = 10_000) -> dict[str, float]:
         for seed in tqdm(itertools.count(), desc="storing", unit="seed", leave=False):
             for figure in experiments.EXPERIMENTS.values():
                 for label, run in figure.runs(profile, spec, [seed]):
-                    if run.id in store or written == n:
+                    if store.file(run.id).exists() or written == n:
                         continue
                     if (figure.name, label) not in tables:
                         rows = [{"epoch": e} | epoch for e in range(run.optimiser.epochs)]
                         events = [] if run.pruning is None else [
                             {"epoch": e, "layer": name} | event for index, name in enumerate(run.pruning.layers)
                             for e in run.pruning.schedule.event_epochs(index) if e < run.optimiser.epochs]
-                        tables[figure.name, label] = stored._table({"epoch": rows, "event": events, "histogram": []})
-                    store.file(run.id).write_bytes(stored._pack(run, about, tables[figure.name, label]))
+                        tables[figure.name, label] = {"epoch": rows, "event": events}
+                    store.write(run, about, tables[figure.name, label])
                     written += 1
             if written == n:
                 break

@@ -18,7 +18,6 @@ from gstlib.errors import InputError
 from gstlib.experiments import PROFILES
 from gstlib.reading import text
 from gstlib.reading.interval import LEVEL
-from gstlib.reading.study import read
 from gstlib.spec import DataSpec, PruningSpec, RunSpec
 from gstlib.store import Store
 
@@ -42,10 +41,7 @@ def runs(store: Store) -> pd.DataFrame:
     it as printed).  A run that no figure asks for has a dash there.
     """
     rows = []
-    for run_id in store.ids():
-        found = read(store, run_id)
-        if found is None:
-            continue
+    for run_id, found in store.runs():
         spec, about = found.spec, found.provenance
         profile = about["profile"]
         users = _users(profile, dataclasses.replace(spec.data, augment=False), spec.seed).get(run_id, {})

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -21,7 +22,7 @@ from gstlib.campaign.leases import Leases
 from gstlib.errors import InputError, check_choice
 from gstlib.experiments import Labelled
 from gstlib.spec import RunSpec
-from gstlib.store import Store
+from gstlib.store import DamagedRun, Store
 from gstlib.training import train
 from gstlib.training.checkpoint import Checkpoints
 from gstlib.training.engine import cores, pick_device
@@ -51,12 +52,17 @@ class Outcome:
 def missing(store: Store, runs: Iterable[Labelled]) -> list[Labelled]:
     """The runs that `store` lacks, each specification once, in the order given.
 
-    Stored ones are read and verified: a damaged one is set aside, and lacks.
+    Stored ones are read and verified: a damaged one is reported, and lacks.
+    Raises `NewerSchema` where a newer gstlib's file is in a run's place.
     """
     once: dict[str, Labelled] = {}
     for labelled in runs:
         once.setdefault(labelled.spec.id, labelled)
-    return [labelled for run_id, labelled in once.items() if not store.whole(run_id)]
+    stored = {run_id for run_id, _ in store.runs(once)}
+    for run_id in once.keys() - stored:
+        with suppress(KeyError, DamagedRun):
+            store.read(run_id)
+    return [labelled for run_id, labelled in once.items() if run_id not in stored]
 
 
 def plan(figures: Iterable[str], profile: str, source: str | None = None, seeds=None,
@@ -405,7 +411,7 @@ class Work:
             run_id = labelled.spec.id
             if not self.leases.take(run_id):
                 self._elsewhere.append(labelled)
-            elif run_id in self.store:  # another finished it since
+            elif any(self.store.runs([run_id])):  # another finished it since
                 self.leases.release(run_id)
                 self.outcome.stored += 1
                 self.show.stands(run_id)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +17,7 @@ from gstlib.errors import InputError
 from gstlib.experiments import PROFILES, Labelled, Profile
 from gstlib.reading import measures
 from gstlib.spec import DATASETS, DataSpec, RunSpec
-from gstlib.store import DamagedRun, NewerSchema, Run, Store
+from gstlib.store import Store
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,8 @@ def study(store: Store, figure: str, profile: str = "smoke", data: str | None = 
         while any(run.spec.id in stored for run in what.runs(size, source, [size.first_seed + number])):
             number += 1
     wanted = what.runs(size, source, experiments.parse_seeds(number if seeds is None else seeds, size.first_seed))
-    found = [(run, rows) for run in wanted if (rows := read(store, run.spec.id)) is not None]
+    held = dict(store.runs({run.spec.id for run in wanted}))
+    found = [(run, held[run.spec.id]) for run in wanted if run.spec.id in held]
     keys = [{"label": run.label, "seed": run.spec.seed, "run": run.spec.id} for run, _ in found]
     columns = pd.DataFrame([key | about_spec(run.spec) for key, (run, _) in zip(keys, found)])
 
@@ -159,14 +159,3 @@ def study(store: Store, figure: str, profile: str = "smoke", data: str | None = 
                  pd.DataFrame([rows.provenance | key for key, (_, rows) in zip(keys, found)]),
                  command(figure, profile, data or source.name, store.path,
                          seeds if seeds is not None or number == size.seeds else number))
-
-
-def read(store: Store, run_id: str) -> Run | None:
-    """A stored run; None where it is missing, which a damaged or newer one counts as, with a message."""
-    try:
-        return store.read(run_id)
-    except KeyError:
-        return None
-    except (DamagedRun, NewerSchema) as error:
-        print(f"gstlib: {error}; it counts as missing", file=sys.stderr)
-        return None

@@ -17,6 +17,7 @@ from gstlib.reading.measures import DECILES, KEYS, SD_OFF
 from gstlib.reading.study import Study
 
 NONE = "–"
+TRAINED = (100, 99.9)  # per cent of the training images that a network at a small profile must know, unpruned and pruned
 RATIO = "log10 ratio"  # the unit of what is computed in logarithms and shown as a ratio
 
 
@@ -68,6 +69,20 @@ def comparison(study: Study, pairs: Iterable[tuple[str, str]], column: str = "fi
         rows.append([*pair, shown if found.n else "not run", f"{found.p:.2g}" if found.p == found.p else NONE, found.n])
     what = "ratio" if column.startswith("log_") else "difference, points"
     return markdown(rows, ["method", "against", what, "p", "seeds"])
+
+
+def criteria(study: Study) -> str:
+    """What a small profile must meet, a configuration a row: training accuracy at the end, of the run where it is lowest.
+
+    An unpruned network must have learnt every training image, a pruned one
+    99.9% of them again; see `TRAINED`.
+    """
+    rows = []
+    for label in study.labels:
+        lowest, asked = by_seed(study, label, "final_train_accuracy"), TRAINED[study.spec(label).pruning is not None]
+        rows.append([label, len(lowest), NONE if lowest.empty else f"{lowest.min():.2f}", f"{asked:g}",
+                     NONE if lowest.empty else "yes" if lowest.min() >= asked else "**no**"])
+    return markdown(rows, ["method", "runs", "training accuracy at the end, %, lowest", "asked for", "met"])
 
 
 def pooled(runs: pd.DataFrame) -> tuple[float, float, int]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from gstlib import models
 from gstlib.bench import measure as bench
-from gstlib.spec import OptimiserSpec, PruningSpec
+from gstlib.spec import PruningSpec
 from gstlib.training import train
 from gstlib.training.engine import Engine
 

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -25,8 +24,11 @@ HOSTILE = "</script><script>document.title = 'struck'</script><img src=x onerror
 
 def epochs(spec) -> dict:
     """As few rows as a run can have."""
-    return {"epoch": [{"epoch": number, "train_accuracy": 0.75, "test_accuracy": 0.4, "parameters": 1}
-                      for number in range(spec.optimiser.epochs)],
+    pruning, numbers = spec.pruning, range(spec.optimiser.epochs)
+    return {"epoch": [{"epoch": number, "train_accuracy": 0.75, "test_accuracy": 0.4, "parameters": 1} for number in numbers],
+            "event": [{"epoch": number, "layer": layer, "units": 1, "removed": 0, "removed_total": 0, "t_pre": 0.5, "t_post": 0.5}
+                      for index, layer in enumerate(pruning.layers if pruning else ())
+                      for number in pruning.schedule.event_epochs(index) if number in numbers],
             "final": [{"images": 9, "accuracy": 0.5, "loss": 1.0, "train_accuracy": 0.75, "train_loss": 0.1}]}
 
 

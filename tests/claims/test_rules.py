@@ -6,8 +6,21 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gstlib.claims.rules import (CONTRADICTED, INCONCLUSIVE, SUPPORTED, Part, adjusted, decide, differ, equivalent, every,
-                                 no_help, part, some, within)
+from gstlib.claims.rules import (
+    CONTRADICTED,
+    INCONCLUSIVE,
+    SUPPORTED,
+    Part,
+    adjusted,
+    decide,
+    differ,
+    equivalent,
+    every,
+    no_help,
+    part,
+    some,
+    within,
+)
 from gstlib.reading.interval import Estimate
 
 SPREAD = np.array([-0.5, 0.1, 0.4, -0.2, 0.2])  # of mean 0

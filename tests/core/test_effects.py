@@ -6,8 +6,7 @@ from gstlib.effects import Effect
 from gstlib.errors import InputError
 from gstlib.masking import MaskedLayer, trace
 from gstlib.pruner import Pruner
-from gstlib.pruning import Schedule
-from gstlib.pruning import EFFECTS
+from gstlib.pruning import EFFECTS, Schedule
 
 OPTIMISERS = {
     "adam": lambda p: torch.optim.Adam(p, lr=0.01),

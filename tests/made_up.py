@@ -49,7 +49,8 @@ def fill(path, profile="smoke"):
     """A store with three seeds of Figure 1 (VGG11); L r=40 falls by 20 points and ends best."""
     store, size = Store(path), experiments.profile(profile)
     data = experiments.data_spec(size, size.data, "f" * 64)
-    for number, run in enumerate(experiments.figures.figure1_vgg11(size, data, range(size.first_seed, size.first_seed + 3))):
+    seeds = range(size.first_seed, size.first_seed + 3)
+    for number, run in enumerate(experiments.figures.figure1_vgg11(size, data, seeds)):
         fall = FALLS.get(run.label, 0.0)
         write(store, run, 0.6 + fall + noise(number), fall + 0.001 * (run.spec.seed - size.first_seed), profile)
     return store

@@ -14,7 +14,8 @@ def rows(spec, final, fall, train=0.9, lift=0.0, score=0.0):
     accuracy `final` on all images that were not trained on."""
     last = spec.optimiser.epochs - 1
     epochs = [{"epoch": e, "lr": 1e-3, "train_loss": 0.1, "train_accuracy": train, "test_loss": 1.0,
-               "test_accuracy": 0.5 + lift * (e == last), "test_accuracy_clean": 0.55, "parameters": 100, "seconds": 1.0}
+               "test_accuracy": 0.5 + lift * (e == last), "test_accuracy_clean": 0.55, "parameters": 100,
+               "seconds": 1.0}
               for e in range(last + 1)]
     events, bars = [], []
     if p := spec.pruning:

@@ -387,29 +387,66 @@ def test_a_closed_pipe_is_no_error(filled, results):
                                stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
     _, err = process.communicate(timeout=120)
-    assert err == "" and process.returncode in (0, 141)
+    assert (err, process.returncode) == ("", 141)
 
 
-def test_a_benchmark_that_cannot_be_written_is_not_begun(tmp_path, monkeypatch, capsys):
-    from gstlib.bench import measure as bench
+def test_a_full_disk_behind_standard_output_is_told(filled, results):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "gstlib", "verify", "--results", str(results)], cwd=ROOT,
+                              stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "No space left" in done.stderr
 
-    begun = []
-    monkeypatch.setattr(bench, "run", lambda *_: begun.append(1) or {"machine": {}})
+
+RUN = """
+import dataclasses, os, sys
+from gstlib import experiments, __main__
+from gstlib.experiments import Profile, Size
+experiments.PROFILES["tiny"] = Profile("tiny", "tiny", "digits", Size(160, 1 / 16, 64, 32), {}, test_size=40,
+                                       test_every=1, seeds=1, precision="float32", channels_last=False)
+sys.exit(__main__.main(["run", "figure1-vgg11", "--profile", "tiny", "--device", "cpu", "--workers", "1",
+                        "--results", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.parametrize("stderr", ["2>&-", "2> >(exec head -c 5 >/dev/null)"])
+def test_a_run_whose_standard_error_is_closed_or_broken_goes_on(results, stderr):
+    done = subprocess.run(["bash", "-c", f'"$@" {stderr}', "bash", sys.executable, "-c", RUN, str(results)], cwd=ROOT,
+                          stdout=subprocess.PIPE, text=True, timeout=240)
+    assert done.returncode == 0 and "4 runs trained" in done.stdout and len(Store(results).ids()) == 4
+
+
+def test_a_broken_standard_error_does_not_hide_that_nothing_was_trained(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = subprocess.run(["bash", "-c", '"$@" 2>&-', "bash", sys.executable, "-c", RUN, str(tmp_path / "file")],
+                          cwd=ROOT, timeout=240)
+    assert done.returncode == 2
+
+
+def test_a_benchmark_is_written_after_every_measurement(tmp_path, monkeypatch, capsys):
+    from gstlib import bench
+
+    place, asked = tmp_path / "new" / "bench.json", []
+
+    def run(device, *chosen):
+        *options, keep = chosen
+        asked.append(options)
+        for number in range(2):
+            keep({"rows": [number]})
+            assert json.loads((tmp_path / "new" / "bench.json").read_text()) == {"rows": [number]}
+        return {"rows": [number]}
+
+    monkeypatch.setattr(bench, "run", run, raising=False)
+    assert main(["bench", "--json", "--models", "vgg11", "conv4", "--replicas", "1", "10", "--techniques",
+                 "--output", str(place)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"rows": [1]}
+    assert main(["bench", "--quick", "--json", "--techniques", "capture", "streams", "--output", str(place)]) == 0
+    assert asked == [[False, ["vgg11", "conv4"], [1, 10], []], [True, None, None, ["capture", "streams"]]]
+    capsys.readouterr()
     (tmp_path / "file").write_text("")
     assert main(["bench", "--output", str(tmp_path / "file" / "bench.json")]) == 2
-    assert "cannot be written" in capsys.readouterr().err and not begun
-    assert main(["bench", "--json", "--output", str(tmp_path / "new" / "bench.json")]) == 0
-    assert json.loads((tmp_path / "new" / "bench.json").read_text()) == {"machine": {}}
+    assert "cannot be written" in capsys.readouterr().err
 
 
-def test_an_interrupted_benchmark_leaves_what_was_there(tmp_path, monkeypatch):
-    from gstlib.bench import measure as bench
-
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(bench, "run", interrupted)
-    (tmp_path / "old.json").write_text("{}")
-    for name in ("old.json", "new.json"):
-        assert main(["bench", "--output", str(tmp_path / name)]) == 130
-    assert [place.name for place in tmp_path.iterdir()] == ["old.json"] and (tmp_path / "old.json").read_text() == "{}"
+def test_a_benchmark_of_what_is_not_there_is_refused(capsys):
+    assert main(["bench", "--models", "vgg12", "--device", "cpu"]) == 2
+    assert "vgg12" in capsys.readouterr().err

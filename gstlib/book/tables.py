@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from html import escape
 
 import pandas as pd
 
 from gstlib import experiments
-from gstlib.errors import InputError
 from gstlib.experiments import PROFILES
 from gstlib.reading import text
 from gstlib.reading.interval import LEVEL
@@ -161,32 +159,20 @@ def verdicts_sentence(table: pd.DataFrame, store: Store) -> str:
     return f"From {made}. At full width: {counted('verdict')}. At small scale: {counted('small_scale', 'small_')}."
 
 
-def benchmarks(store: Store) -> list[dict]:
-    """What `python -m gstlib bench` wrote into the results folder (`bench*.json`), by file name.
-
-    Raises `InputError` for a file that holds something else.
-    """
-    found = []
-    for place in sorted(store.path.glob("bench*.json")):
-        try:
-            result = json.loads(place.read_text())
-            if not {"machine", "rows", "techniques", "costs"} <= set(result):
-                raise ValueError("it lacks machine, rows, techniques or costs")
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"{place} is no benchmark ({error}); "
-                             f"make it with: python -m gstlib bench --output {place}") from error
-        found.append(result)
-    return found
+def made_on(about: dict) -> str:
+    """Where, with what and when something was made, in words (HTML; every text escaped)."""
+    commit = text.short_commit(str(about["commit"]))
+    return (f"{escape(str(about['device']))}, torch {escape(str(about['versions']['torch']))}, "
+            f"{escape(str(about['finished'])[:10])}, commit <code>{escape(commit)}</code>")
 
 
 def bench_machine(result: dict) -> str:
-    """Where and when a benchmark was made, in words (Markdown)."""
+    """Where and when a benchmark was made, in words (HTML)."""
     machine = result["machine"]
-    return (f"Measured on {escape(str(machine['device']))}, {machine['cores']} cores, torch {machine['versions']['torch']}, "
-            f"{machine['finished'][:10]}, commit `{text.short_commit(str(machine['commit']))}`, full-width networks, batch 128"
+    return (f"<p>Measured on {made_on(machine)}, {escape(str(machine['cores']))} cores, full-width networks, batch 128"
             + (", a few steps of each" if machine["quick"] else "")
             + f". Peaks in that session: {machine['peak_operations_per_s'] / 1e12:.3g} TFLOP/s, "
-              f"{machine['peak_bytes_per_s'] / 1e9:.3g} GB/s.")
+              f"{machine['peak_bytes_per_s'] / 1e9:.3g} GB/s.</p>")
 
 
 def bench_html(result: dict) -> list[tuple[str, str]]:

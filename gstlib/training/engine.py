@@ -225,7 +225,10 @@ def _loss_with(model: nn.Module, tensors: dict[str, torch.Tensor], x: torch.Tens
 
 @functools.cache
 def _compiler() -> Callable:
-    return torch.compile(_loss_with, fullgraph=True, dynamic=False)
+    compiled = torch.compile(_loss_with, fullgraph=True, dynamic=False)
+    if compiled is _loss_with or torch._dynamo.config.disable:
+        raise RuntimeError("torch.compile is switched off")
+    return compiled
 
 
 _skeletons: dict[tuple, nn.Module] = {}  # of each structure a network without values, which the compiled code belongs to

@@ -15,10 +15,12 @@ from gstlib.data import Images
 
 
 def provenance(images: Images, device: torch.device, profile: str, seconds: float, replicas: int = 1) -> dict:
-    """Where and with what a result was made: data, device, versions, commit, date; no path and no host name."""
+    """Where and with what a result was made: data, how many training and test images of them, device, versions, commit,
+    date; no path and no host name."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     return {
         "data": images.name, "data_title": images.title, "fingerprint": images.fingerprint,
+        "images": [len(images.train_y), len(images.test_y)],
         "profile": profile, "device": name, "device_type": device.type, "threads": torch.get_num_threads(),
         "seconds": round(seconds, 3), "replicas": replicas, "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(), "python": platform.python_version(),

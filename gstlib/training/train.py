@@ -119,12 +119,12 @@ def train_group(
             raise InputError(f"runs {specs[0].id} and {spec.id} differ in data, model, precision, optimiser, batch size "
                              "or number of epochs and cannot be trained in lockstep")
     device = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0", as tensors there name it
-    with _one_thread() if device.type == "cpu" else nullcontext():
+    with one_thread() if device.type == "cpu" else nullcontext():
         return _Group(specs, images, device, progress, profile, checkpoints, stop).train()
 
 
 @contextmanager
-def _one_thread():
+def one_thread():
     """One thread, so that a CPU's rows do not depend on its number of cores (sums are split among threads),
     and no denormal numbers, which the moments of masked weights decay into and which cost hundreds of cycles each."""
     threads = torch.get_num_threads()
@@ -137,7 +137,7 @@ def _one_thread():
         torch.set_num_threads(threads)
 
 
-class _Run:
+class Run:
     """One run of a group: its network, its pruner, its rows."""
 
     def __init__(self, spec: RunSpec, images: Images, device: torch.device):
@@ -219,7 +219,7 @@ class _Group:
         self.checkpoints, self.stop = checkpoints, stop
         self.images, self.unseen = images.subset(specs[0].data), images.unseen(specs[0].data)
         resident = self.images.to(device)
-        self.runs = [_Run(spec, resident, device) for spec in specs]
+        self.runs = [Run(spec, resident, device) for spec in specs]
         # epochs and steps of the next one that are done; seconds spent on them, on the epoch and in all, a run's share
         self.epoch, self.step, self.resumed = 0, 0, 0
         self.began = self.saved = time.perf_counter()

@@ -8,15 +8,14 @@ from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
+from IPython.display import HTML as Html
+from IPython.display import Markdown
 from made_up import ABOUT, DATA, SMOKE, fill
 from test_book import BOOK, HTML, ROOT, WIDTHS, browser, built, site, toc_files, visit  # noqa: F401 (fixtures)
 
-from gstlib import claims, experiments
+from gstlib import bench, claims, experiments
 from gstlib.bench import cost
-from gstlib.bench import measure as bench
 from gstlib.book import tables
-from gstlib.errors import InputError
-from gstlib.spec import DataSpec
 from gstlib.store import Store
 
 HOSTILE = "</script><script>document.title = 'struck'</script><img src=x onerror=\"document.title = 'struck'\">"
@@ -296,106 +295,6 @@ def test_text_can_be_read_on_dark_pages(visit, page):  # noqa: F811
     assert contrasts == []
 
 
-# ---------------------------------------------------------------- the cost
-
-def test_runs_are_counted_once_and_shared_ones_named(tmp_path):
-    for profile in experiments.PROFILES:
-        found = cost.table(Store(tmp_path / "none"), profile).set_index("figure")
-        assert list(found.index) == [*experiments.EXPERIMENTS, cost.ALL, cost.PUBLISHED]
-        total = found.loc[cost.ALL]
-        parts = found.drop(index=[cost.ALL, cost.PUBLISHED])
-        for column in ("runs", "epochs", "operations", "floor"):
-            assert total[column] <= parts[column].sum()
-        assert total["runs"] == (parts["runs"] - parts["shared"]).sum()
-        assert found.loc["figureA2", "shared"] == found.loc["figureA2", "runs"], "Figure A2 has Figure 1's runs"
-    paper = cost.table(Store(tmp_path / "none"), "paper").set_index("figure")
-    assert paper.loc["figure1-vgg11", "runs"] == 50 and paper.loc["figure1-vgg11", "epochs"] == 50 * 325
-    # Figures 1 (two networks), 2, 3 with three seeds, 4, 5 and A1 with one, baselines once
-    assert paper.loc[cost.PUBLISHED, "runs"] == 50 + 40 + 220 + 3 * 6 + 21 * 10 + 9 * 10 + 1
-    assert paper.loc[cost.PUBLISHED, "gpu"] < 12, "at the targets' speed"
-
-
-def test_operations_and_floor_of_a_run_at_the_paper_s_scale():
-    # 15.9 PFLOP and 20 s, 57.9 PFLOP and 73 s for runs without events; events add a test pass each
-    size = experiments.profile("paper")
-    for figure, operations, seconds in (("figure1-vgg11", 15.9e15, 20), ("figure1-resnet18", 57.9e15, 73)):
-        plain, pruned = experiments.EXPERIMENTS[figure].runs(size, DataSpec("cifar10", "0" * 64), [0])[:2]
-        of = cost.work(plain.spec)
-        assert of.operations == bench.operations_per_run(plain.spec) == pytest.approx(operations, rel=0.01)
-        at_peak = of.operations / cost.PEAK_OPERATIONS
-        assert at_peak == pytest.approx(seconds, rel=0.02)
-        assert 1 <= of.floor / at_peak < 1.2, "memory traffic can only add to it"
-        assert cost.work(pruned.spec).operations > of.operations
-    conv4 = cost.work(experiments.figures.figure2(size, DataSpec("cifar10", "0" * 64), [0])[0].spec)
-    assert conv4.floor > 1.5 * conv4.operations / cost.PEAK_OPERATIONS, "memory sets Conv4's floor"
-
-
-def benchmark(path, device, seconds):
-    """Store a benchmark in which a run of VGG11 takes so long, beside a row that did not fit into memory."""
-    row = {"model": "vgg11", "device": device, "steps_per_s": 1.0, "train_s_per_run": 0.8 * seconds,
-           "test_s_per_run": 0.15 * seconds, "events_s_per_run": 0.05 * seconds,
-           "operations_per_run": bench.operations_per_run(bench.model_spec("vgg11"))}
-    path.mkdir(parents=True, exist_ok=True)
-    rows = [row, {"model": "vgg11", "device": device, "steps_per_s": None}]
-    (path / f"bench-{device}.json").write_text(json.dumps({"machine": {}, "rows": rows, "techniques": [], "costs": []}))
-
-
-def test_hours_say_what_they_rest_on(tmp_path):
-    def row(store, profile, figure="figure1-vgg11"):
-        return cost.table(store, profile).set_index("figure").loc[figure]
-
-    none = Store(tmp_path / "none")
-    found = row(none, "paper")
-    assert found["gpu_basis"] == "target" and pd.isna(found["cpu"]) and found["cpu_basis"] == ""
-    # a test pass at each event comes on top of what the target was stated for
-    assert found["gpu"] == pytest.approx(50 * cost.TARGETS["vgg11"] / 3600, rel=0.03)
-    assert row(none, "paper", "figure2")["gpu_basis"] == "floor"
-    assert pd.isna(row(none, "mini")["gpu"]), "nobody trains narrow networks on a GPU"
-
-    measured = Store(tmp_path / "measured")
-    benchmark(measured.path, "cuda", seconds=100)
-    benchmark(measured.path, "cpu", seconds=50_000)
-    found = row(measured, "paper")
-    assert found["gpu_basis"] == "benchmark" and found["gpu"] == pytest.approx(50 * 100 / 3600, rel=0.03)
-    assert found["cpu_basis"] == "benchmark" and found["cpu"] == pytest.approx(50 * 50_000 / 3600, rel=0.03)
-    assert row(measured, "smoke")["cpu_basis"] == "at least", "narrow networks take longer than their operations say"
-    assert pd.isna(row(measured, "paper", "figure3")["cpu"]), "no ResNet18 was measured"
-
-
-def test_stored_runs_tell_their_own_time(tmp_path):
-    store = Store(tmp_path / "results")
-    benchmark(store.path, "cpu", seconds=50_000)
-    run = experiments.figures.figure1_vgg11(SMOKE, DATA, [0])[0]
-    store.write(run.spec, ABOUT | {"seconds": 36.0}, epochs(run.spec))
-    found = cost.table(store, "smoke").set_index("figure").loc["figure1-vgg11"]
-    assert found["cpu_basis"] == "measured" and found["cpu"] == pytest.approx(found["runs"] * 36 / 2 / 3600)
-    (name, ratio), = cost.stored_over_benchmark(store).items()
-    assert name == "vgg11, width 0.125" and ratio > 1
-    other = experiments.figures.figure2(SMOKE, DATA, [0])[0].spec  # of another shape, and shapes have no order
-    store.write(other, ABOUT | {"seconds": 7.0}, epochs(other))
-    assert cost.table(store, "smoke").set_index("figure").loc["figure2", "cpu_basis"] == "measured"
-
-
-def test_a_damaged_benchmark_is_named(tmp_path):
-    (tmp_path / "bench.json").write_text("{}")
-    with pytest.raises(InputError, match=r"bench\.json is no benchmark .* python -m gstlib bench --output"):
-        cost.table(Store(tmp_path), "smoke")
-
-
-def test_the_page_states_the_targets_and_peaks_that_are_computed_with():
-    text = " ".join("".join(json.loads((ROOT / "chapters/cost.ipynb").read_text())["cells"][0]["source"]).split())
-    assert "{vgg11:.0f} seconds a run of VGG11".format(**cost.TARGETS) in text
-    assert "{resnet18:.0f} a run of ResNet18".format(**cost.TARGETS) in text and "**not measured**" in text
-    assert f"{cost.PEAK_OPERATIONS / 1e12:.0f} TFLOP/s" in text and f"{cost.PEAK_BYTES / 1e12:.0f} TB/s" in text
-    assert set(re.findall(r'cost\.table\(store, "(\w+)"\)', "\n".join(code("cost")))) == set(experiments.PROFILES)
-
-
-@pytest.mark.parametrize("hours, text", [(1000.0, "1,000\u00a0h"), (2.54, "2.5\u00a0h"), (0.5, "30\u00a0min"),
-                                         (0.001, "3.6\u00a0s"), (1e-6, "3.6\u00a0ms"), (float("nan"), "–")])
-def test_durations_are_readable(hours, text):
-    assert cost.duration(hours) == text
-
-
 # ---------------------------------------------------------------- deviations
 
 def test_the_time_between_events_is_as_stated():
@@ -406,7 +305,7 @@ def test_the_time_between_events_is_as_stated():
         profile = experiments.PROFILES[name]
         data = experiments.data_spec(profile, profile.data, "0" * 64)
         (spec,) = [run.spec for run in experiments.figures.figure1_vgg11(profile, data, [0]) if run.label == "L r=40"]
-        steps = -(-(spec.data.train_size or bench.TRAIN) // spec.optimiser.batch_size)
+        steps = -(-cost.images(spec)[0] // spec.optimiser.batch_size)
         assert int(stated["Epochs"][column]) == spec.pruning.retrain
         assert int(stated["Batches"][column]) == spec.pruning.retrain * steps
         assert int(stated["Images in a batch"][column]) == spec.optimiser.batch_size
@@ -447,10 +346,33 @@ def test_the_engine_page_shows_what_was_measured_and_escapes_it(tmp_path):
     result = {"machine": machine, "rows": [row], "costs": [{"model": "vgg11", "cost": "<i>step</i>", "ms": 1, "training_steps": 1}],
               "techniques": []}
     (tmp_path / "bench.json").write_text(json.dumps(result))
-    found, = tables.benchmarks(Store(tmp_path))
+    found, = bench.benchmarks(Store(tmp_path))
     text = tables.bench_machine(found)
     assert "&lt;b&gt;chip" in text and "2026-01-02" in text and "a few steps" in text and "0.3 TFLOP/s" in text
     shown = dict(tables.bench_html(found))
     assert list(shown) == ["Speed", "What events, tests and scores cost"]  # no technique was measured
     assert "<td>2.5</td>" in shown["Speed"] and "<td>156</td>" in shown["Speed"] and "<td>2</td>" in shown["Speed"]
     assert "&lt;i&gt;step" in shown["What events, tests and scores cost"]
+
+
+@pytest.mark.parametrize("chapter", ["engine", "faults"])
+def test_what_a_stranger_says_of_a_machine_stays_text(tmp_path, monkeypatch, chapter):
+    link = "[here](javascript:alert(1))"
+    about = {"device": HOSTILE + link, "device_type": HOSTILE, "versions": {"torch": HOSTILE + link}, "cores": HOSTILE,
+             "finished": "<script>" + link, "commit": "<img>" + link, "quick": False, "seconds": 60.0,
+             "peak_operations_per_s": 1e12, "peak_bytes_per_s": 1e10}
+    (tmp_path / "bench.json").write_text(json.dumps({
+        "machine": about, "rows": [{"model": HOSTILE, "peak_memory_bytes": None}], "techniques": [{"technique": HOSTILE}],
+        "costs": [{"cost": HOSTILE}]}))
+    (tmp_path / "faults.json").write_text(json.dumps({
+        "about": about, "faults": [{"fault": HOSTILE, "expected": HOSTILE, "seen": HOSTILE, "held": True}]}))
+    displayed = []
+    monkeypatch.setattr("IPython.display.display", lambda *objects: displayed.extend(objects))
+    monkeypatch.chdir(ROOT)
+    names: dict = {}
+    for cell in code(chapter):
+        exec(cell, names)
+        names["results"] = str(tmp_path)
+    pages = "".join(shown.data for shown in displayed if isinstance(shown, Html))
+    assert "&lt;script&gt;" in pages and not {"script", "img", "b"} & _Rows(pages).tags
+    assert not any("javascript" in shown.data or "script>" in shown.data for shown in displayed if isinstance(shown, Markdown))

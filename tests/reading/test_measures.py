@@ -28,7 +28,8 @@ def test_every_strike_is_an_event_with_its_own_accuracies():
 
 
 def tables(accuracy=(0.9, 0.7, np.nan, 0.65), t_pre=(0.7, 0.3), t_post=(0.3, 0.3), images=5000):
-    epochs = pd.DataFrame({"epoch": range(len(accuracy)), "test_accuracy": accuracy, "train_accuracy": 1.0, "parameters": 7})
+    epochs = pd.DataFrame({"epoch": range(len(accuracy)), "test_accuracy": accuracy, "train_accuracy": 1.0,
+                           "parameters": 7})
     struck = pd.DataFrame({"epoch": 1, "layer": list("ab")[:len(t_pre)], "t_pre": t_pre, "t_post": t_post})
     final = pd.DataFrame([{"images": images, "accuracy": 0.66, "loss": 1.5, "train_accuracy": 0.9, "train_loss": 0.2}])
     return {"epoch": epochs, "event": struck, "final": final}
@@ -59,7 +60,7 @@ def test_recovery_of_clusters_by_hand():
     found = measures.recovery(epochs, struck)
     assert found["first"].tolist() == [1, 6, 9] and found["last"].tolist() == [2, 6, 9]
     assert found["removed"].tolist() == [3, 1, 1] and found["t_post"].tolist() == [.3, .2, .8]
-    # back at .6 at epoch 5, 3 after the cluster's last; at .7 at epoch 9, the next event's own; the last fell not at all
+    # back at .6 at epoch 5, 3 after the cluster's last; at .7 at epoch 9, the next event's own; the last never fell
     assert found["wait"].tolist() == [3, 3, 0] and found["recovered"].all()
     never = measures.recovery(epochs, struck.assign(t_pre=[.95, .5, .4, .9, .81]))
     assert never["wait"].tolist() == [4, 3, 4] and not never["recovered"].any(), "cut off by the next or the end"

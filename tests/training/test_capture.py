@@ -149,6 +149,14 @@ def test_a_pass_that_cannot_be_compiled_is_said_and_left_eager(digits, spec, mon
     assert "could not be compiled (Failed to find C compiler); going on without" in capsys.readouterr().err
 
 
+def test_a_compiler_that_is_switched_off_is_no_technique(monkeypatch, digits, spec, capsys):
+    monkeypatch.setattr(torch._dynamo.config, "disable", True)
+    engine._compiler.cache_clear()
+    group = train._Group([spec()], digits, torch.device("cpu"), lambda _: None, "")
+    assert Engine([group.runs[0].replica], fuse=True).techniques == []
+    assert "torch.compile is switched off" in capsys.readouterr().err
+
+
 def test_a_pass_with_other_gradients_is_not_believed(digits, spec, monkeypatch, capsys):
     def wrong(*arguments):
         loss, logits = engine._loss_with(*arguments)
@@ -269,12 +277,12 @@ def test_noise_on_a_gpu_is_fresh_has_the_stated_size_and_ends(digits, spec):
 
 @pytest.mark.cuda
 def test_more_replicas_than_a_gpu_holds(digits, tmp_path, capsys):
-    from gstlib.bench import measure as bench
+    from gstlib import bench
     from gstlib.campaign import runner
     from gstlib.experiments import Labelled
     from gstlib.store import Store
 
-    base = dataclasses.replace(bench.model_spec("vgg11"), data=DataSpec(*digits.known, train_size=128, test_size=40), pruning=None)
+    base = dataclasses.replace(bench.paper_spec("vgg11"), data=DataSpec(*digits.known, train_size=128, test_size=40), pruning=None)
     base = dataclasses.replace(base, optimiser=OptimiserSpec(epochs=1, milestones=()))
     runs = [Labelled("none", dataclasses.replace(base, seed=seed)) for seed in range(16)]
     torch.cuda.set_per_process_memory_fraction(3 * 2**30 / torch.cuda.get_device_properties(0).total_memory)

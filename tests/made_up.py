@@ -14,7 +14,8 @@ def rows(spec, final, fall, train=0.9, lift=0.0, score=0.0):
     accuracy `final` on all images that were not trained on."""
     last = spec.optimiser.epochs - 1
     epochs = [{"epoch": e, "lr": 1e-3, "train_loss": 0.1, "train_accuracy": train, "test_loss": 1.0,
-               "test_accuracy": 0.5 + lift * (e == last), "test_accuracy_clean": 0.55, "parameters": 100, "seconds": 1.0}
+               "test_accuracy": 0.5 + lift * (e == last), "test_accuracy_clean": 0.55, "parameters": 100,
+               "seconds": 1.0}
               for e in range(last + 1)]
     events, bars = [], []
     if p := spec.pruning:
@@ -49,7 +50,8 @@ def fill(path, profile="smoke"):
     """A store with three seeds of Figure 1 (VGG11); L r=40 falls by 20 points and ends best."""
     store, size = Store(path), experiments.profile(profile)
     data = experiments.data_spec(size, size.data, "f" * 64)
-    for number, run in enumerate(experiments.figures.figure1_vgg11(size, data, range(size.first_seed, size.first_seed + 3))):
+    seeds = range(size.first_seed, size.first_seed + 3)
+    for number, run in enumerate(experiments.figures.figure1_vgg11(size, data, seeds)):
         fall = FALLS.get(run.label, 0.0)
         write(store, run, 0.6 + fall + noise(number), fall + 0.001 * (run.spec.seed - size.first_seed), profile)
     return store

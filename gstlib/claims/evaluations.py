@@ -98,12 +98,14 @@ def matters_more(t: pd.DataFrame) -> Finding:
         return _decile_slopes(t, column, "weight", number_of) - _decile_slopes(t, column, "filter", number_of)
 
     return decide(part("slope of single weights less slope of whole neurons", more("gap"), "points a decile"),
-                  note=f"without D10 {t_interval(more('gap', 10)):.2f}, test accuracy {t_interval(more('accuracy')):.2f}")
+                  note=f"without D10 {t_interval(more('gap', 10)):.2f}, "
+                       f"test accuracy {t_interval(more('accuracy')):.2f}")
 
 
 def magnitudes(t: pd.DataFrame) -> Finding:
     weights, neurons = (mean(t["ninth_over_fifth"], TENTHS[kind]) for kind in TENTHS)
-    shown = (f"{name} {number(*t_interval(each)[:3], RATIO)}" for name, each in (("weights", weights), ("neurons", neurons)))
+    shown = (f"{name} {number(*t_interval(each)[:3], RATIO)}"
+             for name, each in (("weights", weights), ("neurons", neurons)))
     return decide(
         part("ninth tenth over the fifth, single weights over whole neurons", weights - neurons, RATIO),
         part(f"fit of an exponential to single weights less {EXPONENTIAL_FIT}",
@@ -114,15 +116,17 @@ def structured(t: pd.DataFrame) -> Finding:
     accuracy = t["accuracy"]
     each = [part(f.removesuffix(" filter"), accuracy[f] - accuracy[w]) for f, w in zip(*FIGURE3.values())]
     return decide(part("filters less weights, mean over the three rates",
-                       mean(accuracy, FIGURE3["filter"]) - mean(accuracy, FIGURE3["weight"])), note="; ".join(map(str, each)))
+                       mean(accuracy, FIGURE3["filter"]) - mean(accuracy, FIGURE3["weight"])),
+                  note="; ".join(map(str, each)))
 
 
 def larger_steps(t: pd.DataFrame) -> Finding:
     each = {name: slopes(np.log2(t["rate"][list(labels)]), t["log_instability"][list(labels)])
             for name, labels in CURVES.items()}
-    rho = {name: np.mean([stats.spearmanr(range(5), row).statistic for row in t["log_instability"][list(labels)].to_numpy()])
+    rho = {name: np.mean(t["log_instability"][list(labels)].T.corrwith(pd.Series(range(5), labels), method="spearman"))
            for name, labels in CURVES.items()}
-    return decide(part("instability at twice the rate, mean over the five targets", np.mean([*each.values()], axis=0), RATIO),
+    return decide(part("instability at twice the rate, mean over the five targets", np.mean([*each.values()], axis=0),
+                       RATIO),
                   note=", ".join(f"{name} {number(*t_interval(values)[:3], RATIO)} (rho {rho[name]:.2f})"
                                  for name, values in each.items()))
 
@@ -151,7 +155,8 @@ def _over(t: pd.DataFrame, more: str, less: str) -> np.ndarray:
 
 
 def ordered(t: pd.DataFrame) -> Finding:
-    return decide(part("R over S", _over(t, "R", "S by E[BN]"), RATIO), part("L over R", _over(t, "L by E[BN]", "R"), RATIO))
+    return decide(part("R over S", _over(t, "R", "S by E[BN]"), RATIO),
+                  part("L over R", _over(t, "L by E[BN]", "R"), RATIO))
 
 
 def l2_misleads(t: pd.DataFrame) -> Finding:

@@ -21,7 +21,7 @@ MARGIN = 1 / 4  # of the effect, within which two configurations count as equiva
 
 
 class Part(NamedTuple):
-    """One estimate that a claim rests on; `smallest` effect found with 80% power, `needed` seeds for the effect seen."""
+    """One estimate that a claim rests on; `smallest` effect found at 80% power, `needed` seeds for the one seen."""
 
     name: str
     found: Estimate
@@ -71,7 +71,7 @@ def every(*parts: Part) -> Part:
 
 
 def some(name: str, *parts: Part) -> Part:
-    """One must hold (rule 4, "not best"), by Holm over the parts; all on the wrong side contradict. Shown: the surest."""
+    """One must hold (rule 4, "not best"), by Holm over the parts; all on the wrong side contradict."""
     right, wrong = float(holm([p.right for p in parts]).min()), max(p.wrong for p in parts)
     return min(parts, key=lambda p: p.right)._replace(name=name, right=right, wrong=wrong)
 

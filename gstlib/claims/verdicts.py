@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import json
 import math
@@ -22,8 +21,20 @@ from gstlib.store import Store
 
 FULL_WIDTH = ("paper", "quarter")  # the profiles that speak about the paper, the one nearest to it first
 SMALL = "mini"
-_FOUND = ("estimate", "low", "high", "confidence", "n", "runs", "unit", "p", "p_holm", "smallest_effect", "seeds_needed")
+_FOUND = ("estimate", "low", "high", "confidence", "n", "runs", "unit", "p", "p_holm",
+          "smallest_effect", "seeds_needed")
 _SHARES = {"accuracy": "final_accuracy", "gap": "gap", "mean_instability": "mean_instability"}  # shown in points
+
+
+class _Once(Store):
+    """A store that reads and verifies each run once: figures share runs."""
+
+    def __init__(self, path):
+        super().__init__(path)
+        self._one = functools.cache(lambda run_id: next(Store.runs(self, [run_id]), None))
+
+    def runs(self, ids=None):
+        return filter(None, map(self._one, self.ids() if ids is None else ids))
 
 
 def values(study: Study, column: str) -> pd.DataFrame:
@@ -83,13 +94,11 @@ def evaluate(store: Store, profile: str | None = None, data: str | None = None, 
         experiments.profile(profile)
     reduced = profile if profile not in (None, *FULL_WIDTH) else SMALL
     full = FULL_WIDTH if profile is None else [profile] if profile in FULL_WIDTH else []
-    # figures share runs: each file is read and verified once
-    heads, store = list(store.about()), copy.copy(store)
-    store.about, store.read = lambda: iter(heads), functools.cache(store.read)
-    held: dict[str, set[str]] = {}
-    for _, spec, about in heads:
+    store, held = _Once(store.path), {}
+    for _, spec, about in store.about():
         held.setdefault(about["profile"], set()).add(spec.data.name)
-    found = {name: _at(store, name, _named(held.get(name, set()), name, data), seeds, data) for name in (*full, reduced)}
+    found = {name: _at(store, name, _named(held.get(name, set()), name, data), seeds, data)
+             for name in (*full, reduced)}
     rows = []
     for claim in CLAIMS:
         small = found[reduced][claim.id]
@@ -122,7 +131,7 @@ def _named(names: set[str], profile: str, data: str | None) -> str | None:
 
 
 def _at(store: Store, profile: str, data: str | None, seeds, asked: str | None) -> dict[str, dict]:
-    """Every claim judged at one profile, by its id; `data` None where nothing is stored, `asked` the reader's choice."""
+    """Every claim judged at one profile, by id; `data` None where nothing is stored, `asked` the reader's choice."""
     figures = dict.fromkeys(figure for claim in CLAIMS for figure in claim.needs)
     studies = {figure: study(store, figure, profile, data, seeds) for figure in figures} if data else {}
     return {claim.id: judge(claim, profile, studies, store, asked or data) for claim in CLAIMS}
@@ -170,7 +179,7 @@ def judge(claim: Claim, profile: str, studies: dict[str, Study], store: Store, d
 
 
 def _costs(store: Store) -> pd.Series:
-    """Scoring passes in per cent of a training step, one a network, from `bench.json` beside the runs; empty without."""
+    """Scoring passes in per cent of a training step, one a network, from `bench.json` beside the runs."""
     place = store.path / "bench.json"
     if not place.exists():
         return pd.Series(dtype=float)

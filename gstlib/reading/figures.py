@@ -32,8 +32,8 @@ _COLOURS = {"S": _BLUE, "R": _GREEN, "L": _VERMILION}
 _LIGHTER = {"S": _SKY, "L": _ORANGE}
 _NOISES = {("zero", 0): "#999933", ("zero", 50): "#44AA99", ("zero", 1105): "#6699CC", ("zero", 1500): "#332288",
            ("gaussian", 0): "#B79F45", ("gaussian", 50): "#117733", ("gaussian", 1105): "#AA4499",
-           ("gaussian", 1500): "#882255", ("gaussian-transient", 50): "#88CCEE", ("gaussian-transient", 1105): "#DDCC77",
-           ("gaussian-transient", 1500): "#CC6677"}
+           ("gaussian", 1500): "#882255", ("gaussian-transient", 50): "#88CCEE",
+           ("gaussian-transient", 1105): "#DDCC77", ("gaussian-transient", 1500): "#CC6677"}
 _ONE_SHOT = "#661100"
 _SIZE = (5.2, 4.2)
 _FEWEST = 3  # with fewer runs these are drawn themselves, and no band
@@ -65,7 +65,7 @@ def _legend(ax: Axes, columns: int = 2) -> None:
 
 def _line(ax: Axes, points: pd.DataFrame, x: str, y: str, colour: str, label: str, confidence: float = 0.95,
           bars: bool = False, **look) -> None:
-    """The mean over seeds with its pointwise t interval, as a band or as bars; the runs themselves where they are few."""
+    """The mean over seeds with its pointwise t interval, a band or bars; the runs themselves where they are few."""
     points = points.groupby(["seed", x], as_index=False)[y].mean()  # layers struck after one epoch are no further seeds
     if points["seed"].nunique() < _FEWEST:
         for number, (_, run) in enumerate(points.groupby("seed")):
@@ -197,8 +197,8 @@ def single_run(study: Study, label: str, seed: int) -> Figure:
     mine = (study.events["label"] == label) & (study.events["seed"] == seed)
     for column, marker, face in (("t_pre", "^", _BLACK), ("t_post", "v", "white")):
         ax.plot(study.events.loc[mine, "epoch"] + 0.02 * (column == "t_post"), study.events.loc[mine, column],
-                linestyle="none", marker=marker, color=_BLACK, markerfacecolor=face, markersize=6, clip_on=False, zorder=3,
-                label="$t_{%s}$" % column[2:])
+                linestyle="none", marker=marker, color=_BLACK, markerfacecolor=face, markersize=6, clip_on=False,
+                zorder=3, label="$t_{%s}$" % column[2:])
     ax.yaxis.set_major_formatter(_PER_CENT)
     ax.set(xlabel="epoch", ylabel="accuracy", xlim=(0, epochs["epoch"].max()))
     _legend(ax, 4)

@@ -84,7 +84,7 @@ def recovery(epochs: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:
 
 
 def share_recovered(wait: np.ndarray, recovered: np.ndarray, epochs: int = FEW_EPOCHS) -> float:
-    """The share of clusters back within so many epochs, by Kaplan and Meier: what was cut off counts while it was seen."""
+    """The share of clusters back within so many epochs, by Kaplan and Meier (a wait cut off counts while seen)."""
     wait, recovered = np.asarray(wait), np.asarray(recovered, dtype=bool)
     left = 1.0
     for time in np.unique(wait[recovered & (wait <= epochs)]):
@@ -159,7 +159,7 @@ def last_layers(histograms: pd.DataFrame) -> pd.DataFrame:
 
 
 def normality(histograms: pd.DataFrame) -> pd.DataFrame:
-    """A row a run, time and layer of Figure A1: when, number, ks (Kolmogorov-Smirnov distance), sd; see `last_layers`."""
+    """A row a run, time and layer of Figure A1: when, number, ks (Kolmogorov-Smirnov), sd; see `last_layers`."""
     return last_layers(histograms).drop_duplicates([*KEYS, "when", "number"])[[*KEYS, "when", "number", "ks", "sd"]]
 
 
@@ -179,5 +179,5 @@ def pattern(events: pd.DataFrame, reference: str) -> pd.DataFrame:
     each = instability(events).set_index(["seed", "epoch", "layer"])
     base = each.loc[each["label"] == reference, "instability"].rename("base")
     both = each.join(base, how="inner").reset_index()
-    return pd.DataFrame([(*key, rows["instability"].corr(rows["base"])) for key, rows in both.groupby(KEYS, sort=False)],
-                        columns=[*KEYS, "pattern"])
+    rows = [(*key, part["instability"].corr(part["base"])) for key, part in both.groupby(KEYS, sort=False)]
+    return pd.DataFrame(rows, columns=[*KEYS, "pattern"])

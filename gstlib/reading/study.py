@@ -61,13 +61,16 @@ class Study:
         labels = set(labels)
 
         def chosen(frame):
-            return frame if frame.empty else frame[frame["label"].isin(labels) & (seed is None or frame["seed"] == seed)]
+            if frame.empty:
+                return frame
+            return frame[frame["label"].isin(labels) & (seed is None or frame["seed"] == seed)]
 
         def listed(runs):
             return [run for run in runs if run.label in labels and seed in (None, run.spec.seed)]
 
-        frames = {name: chosen(getattr(self, name)) for name in ("epochs", "events", "histograms", "runs", "provenance")}
-        return dataclasses.replace(self, wanted=listed(self.wanted), missing=listed(self.missing), **frames)
+        names = ("epochs", "events", "histograms", "runs", "provenance")
+        return dataclasses.replace(self, wanted=listed(self.wanted), missing=listed(self.missing),
+                                   **{name: chosen(getattr(self, name)) for name in names})
 
 
 def command(figures: str | Iterable[str], profile: str, data: str | None = None,

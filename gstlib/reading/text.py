@@ -17,7 +17,7 @@ from gstlib.reading.measures import DECILES, KEYS, SD_OFF
 from gstlib.reading.study import Study
 
 NONE = "–"
-TRAINED = (100, 99.9)  # per cent of the training images that a network at a small profile must know, unpruned and pruned
+TRAINED = (100, 99.9)  # per cent of the training images that a small network must know, unpruned and pruned
 RATIO = "log10 ratio"  # the unit of what is computed in logarithms and shown as a ratio
 
 
@@ -72,7 +72,7 @@ def comparison(study: Study, pairs: Iterable[tuple[str, str]], column: str = "fi
 
 
 def criteria(study: Study) -> str:
-    """What a small profile must meet, a configuration a row: training accuracy at the end, of the run where it is lowest.
+    """What a small profile must meet, a configuration a row: training accuracy at the end, where it is lowest.
 
     An unpruned network must have learnt every training image, a pruned one
     99.9% of them again; see `TRAINED`.
@@ -98,7 +98,7 @@ def pooled(runs: pd.DataFrame) -> tuple[float, float, int]:
 
 
 def accuracy_slopes(study: Study) -> Estimate:
-    """Points of final accuracy for a tenfold mean instability, the slope within each seed over pruned configurations."""
+    """Points of final accuracy for a tenfold mean instability: the slope within each seed, pruned runs alone."""
     if study.runs.empty:
         return t_interval([])
     runs = study.runs[study.runs["target"] != "none"].assign(points=100 * study.runs["final_accuracy"])
@@ -117,8 +117,9 @@ def correlation_sentence(study: Study) -> str:
     found, (r, p, n) = accuracy_slopes(study), pooled(study.runs)
     if np.isnan(r) or not found.n:
         return f"Only {n} pruned runs are stored, too few for a slope."
-    return (f"Among these ways of pruning, a tenfold mean instability goes with {number(*found[:3], 'points', form='+.2f')} of "
-            f"final accuracy ({found.n} seeds). Pooled over {n} pruned runs, which are not independent points, "
+    points = number(*found[:3], "points", form="+.2f")
+    return (f"Among these ways of pruning, a tenfold mean instability goes with {points} of final accuracy "
+            f"({found.n} seeds). Pooled over {n} pruned runs, which are not independent points, "
             f"Pearson's $r = {r:.2f}$, $p = {p:.2g}$.")
 
 
@@ -233,8 +234,9 @@ def precisions(study: Study) -> str:
                 elif one.n > 1:
                     within.append(one.low <= other.value <= one.high)
     if not near:
-        return f"*No run is stored in both precisions at profile {study.profile.name}. Make them with* `{study.command}`."
+        return (f"*No run is stored in both precisions at profile {study.profile.name}. "
+                f"Make them with* `{study.command}`.")
     table = markdown(rows, ["configuration", "runs", "measure", "float32", "bf16", "bf16 minus float32"])
     return table + (
-        f"\n\n{sum(near)} of {len(near)} mean accuracies differ by no more than 0.3 points; {sum(within)} of {len(within)} "
-        "mean instabilities in bf16 lie within the interval of those in float32.")
+        f"\n\n{sum(near)} of {len(near)} mean accuracies differ by no more than 0.3 points; {sum(within)} of "
+        f"{len(within)} mean instabilities in bf16 lie within the interval of those in float32.")

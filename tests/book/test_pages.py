@@ -24,10 +24,11 @@ HOSTILE = "</script><script>document.title = 'struck'</script><img src=x onerror
 def epochs(spec) -> dict:
     """As few rows as a run can have."""
     pruning, numbers = spec.pruning, range(spec.optimiser.epochs)
-    return {"epoch": [{"epoch": number, "train_accuracy": 0.75, "test_accuracy": 0.5, "parameters": 1} for number in numbers],
+    return {"epoch": [{"epoch": number, "train_accuracy": 0.75, "test_accuracy": 0.4, "parameters": 1} for number in numbers],
             "event": [{"epoch": number, "layer": layer, "units": 1, "removed": 0, "removed_total": 0, "t_pre": 0.5, "t_post": 0.5}
                       for index, layer in enumerate(pruning.layers if pruning else ())
-                      for number in pruning.schedule.event_epochs(index) if number in numbers]}
+                      for number in pruning.schedule.event_epochs(index) if number in numbers],
+            "final": [{"images": 9, "accuracy": 0.5, "loss": 1.0, "train_accuracy": 0.75, "train_loss": 0.1}]}
 
 
 def code(name: str) -> list[str]:
@@ -154,7 +155,7 @@ def test_a_row_a_run_with_its_figures_and_its_accuracy(tmp_path):
         assert row["network"] == "vgg11, width 0.125" and row["seed"] == run.spec.seed and row["profile"] == "smoke"
         assert (row["r"], row["target"], row["score"], row["units"]) == \
             ((str(p.retrain), p.target, p.score, "filters") if p else ("–",) * 4)
-        accuracy = store.read(run_id).tables["epoch"]["test_accuracy"].iloc[-1]
+        accuracy = store.read(run_id).tables["final"]["accuracy"].iloc[0]
         assert row["accuracy, %"] == pytest.approx(100 * accuracy, abs=0.005)
         assert row["data"] == "scikit-learn digits" and row["commit"] == "c" * 10
         assert row["finished"] == "2026-01-02 03:04"

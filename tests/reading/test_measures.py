@@ -28,7 +28,8 @@ def test_every_strike_is_an_event_with_its_own_accuracies():
 
 
 def tables(accuracy=(0.9, 0.7, np.nan, 0.65), t_pre=(0.7, 0.3), t_post=(0.3, 0.3), images=5000):
-    epochs = pd.DataFrame({"epoch": range(len(accuracy)), "test_accuracy": accuracy, "train_accuracy": 1.0, "parameters": 7})
+    epochs = pd.DataFrame({"epoch": range(len(accuracy)), "test_accuracy": accuracy, "train_accuracy": 1.0,
+                           "parameters": 7})
     struck = pd.DataFrame({"epoch": 1, "layer": list("ab")[:len(t_pre)], "t_pre": t_pre, "t_post": t_post})
     final = pd.DataFrame([{"images": images, "accuracy": 0.66, "loss": 1.5, "train_accuracy": 0.9, "train_loss": 0.2}])
     return {"epoch": epochs, "event": struck, "final": final}
@@ -59,10 +60,10 @@ def test_recovery_of_clusters_by_hand():
     found = measures.recovery(epochs, struck)
     assert found["first"].tolist() == [1, 6, 9] and found["last"].tolist() == [2, 6, 9]
     assert found["removed"].tolist() == [3, 1, 1] and found["t_post"].tolist() == [.3, .2, .8]
-    # back at .6 at epoch 5, 3 after the cluster's last; at .7 first at epoch 9, the next event's own; the last fell not at all
+    # back at .6 at epoch 5, 3 after the cluster's last; at .7 at epoch 9, the next event's own; the last never fell
     assert found["wait"].tolist() == [3, 3, 0] and found["recovered"].all()
     never = measures.recovery(epochs, struck.assign(t_pre=[.95, .5, .4, .9, .81]))
-    assert never["wait"].tolist() == [4, 3, 4] and not never["recovered"].any(), "cut off by the next cluster or the end"
+    assert never["wait"].tolist() == [4, 3, 4] and not never["recovered"].any(), "cut off by the next or the end"
 
 
 def test_share_recovered_counts_what_was_cut_off_while_it_was_seen():
@@ -130,7 +131,8 @@ def test_a_layer_that_was_not_normalised_is_refused_with_a_sentence():
 
 
 def test_pattern_is_the_correlation_with_the_reference_at_the_same_seed():
-    falls = {("L l2 weights", 0): [.1, .4, .2], ("z", 0): [.2, .8, .4], ("L l2 weights", 1): [.3, .1, .2], ("z", 1): [.1, .3, .2]}
+    falls = {("L l2 weights", 0): [.1, .4, .2], ("z", 0): [.2, .8, .4],
+             ("L l2 weights", 1): [.3, .1, .2], ("z", 1): [.1, .3, .2]}
     rows = pd.concat([pd.DataFrame({"label": label, "seed": seed, "run": f"{label}{seed}", "epoch": [1, 1, 4],
                                     "layer": list("aba"), "t_pre": 0.9, "t_post": 0.9 - np.array(fall)})
                       for (label, seed), fall in falls.items()])
@@ -166,7 +168,8 @@ def test_gap_of_claim_and_figure(store):
     made = study(store, "figure2")
     rows = measures.by_decile(made.runs, made.events, made.epochs)
     claim = seen(store, "figure2", "gap", ("D7 filter",))
-    drawn = {c.lines[0].get_xdata()[0]: c.lines[0].get_ydata()[0] for c in figures.gap_by_decile(rows, "filter").axes[0].containers}
+    lines = [c.lines[0] for c in figures.gap_by_decile(rows, "filter").axes[0].containers]
+    drawn = {line.get_xdata()[0]: line.get_ydata()[0] for line in lines}
     assert drawn[7] == pytest.approx(claim["D7 filter"] / 100)
 
 

@@ -7,22 +7,23 @@ import json
 import os
 import signal
 import sys
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
 
 import pandas as pd
 
-from gstlib import data, experiments, files
+from gstlib import experiments, files
 from gstlib.errors import InputError, plain
-from gstlib.spec import RunSpec
 from gstlib.store import NewerSchema, Store, export, import_
 
 RESULTS = "results"
 
 
 def _runs(args) -> list[tuple[str, experiments.Labelled]]:
-    """(figure, labelled run) of everything asked for; `runner.plan` without the images, hence without torch."""
-    return experiments.listed(_figures(args), args.profile, args.seeds,
-                              lambda own: data.identify(args.data or own))[0]
+    """(figure, labelled run) of everything asked for."""
+    from gstlib.campaign import todo
+
+    return todo.plan(_figures(args), args.profile, args.data, args.seeds)[0]
 
 
 def _figures(args) -> list[str]:
@@ -38,10 +39,6 @@ def _print(frame: pd.DataFrame, as_json: bool) -> None:
         print(frame.to_string(index=False))
 
 
-def _iterative_rate(spec: RunSpec) -> str:
-    return "" if spec.pruning is None else f"{100 * spec.pruning.schedule.iterative_rate:.1f}%"
-
-
 def command_list(args) -> int:
     """Every run of the figures named (all, when none is) at a profile: figure, label, seed, id, stored or not."""
     store = Store(args.results)
@@ -50,31 +47,28 @@ def command_list(args) -> int:
     runs, stored = _runs(args), set(store.ids())
     _print(pd.DataFrame([{
         "figure": figure, "label": run.label, "seed": run.spec.seed, "id": run.spec.id, "model": run.spec.model.name,
-        "epochs": run.spec.optimiser.epochs, "rate": _iterative_rate(run.spec), "stored": run.spec.id in stored,
-    } for figure, run in runs]), args.json)
+        "epochs": run.spec.optimiser.epochs,
+        "rate": f"{100 * run.spec.pruning.schedule.iterative_rate:.1f}%" if run.spec.pruning else "",
+        "stored": run.spec.id in stored} for figure, run in runs]), args.json)
     return 0
 
 
 def _list_campaign(args, store: Store) -> int:
     """What the campaign lacks, in order, with the seconds each run would take on the device at hand: its share of a
     lockstep group's time on a GPU, alone on a CPU."""
-    from gstlib.campaign import runner
-    from gstlib.training import pace, train
+    from gstlib.campaign import runner, todo
+    from gstlib.training import pace
     from gstlib.training.engine import pick_device
 
-    device = pick_device(args.device)
-    lacking = runner.campaign(store, args.data, args.device)
-    cost = {}
-    for _, run in lacking:
-        if train.shape(run.spec) not in cost:
-            cost[train.shape(run.spec)] = pace.seconds_per_run(run.spec, device, runner.REPLICAS)
+    device, stored = pick_device(args.device), set(store.ids())
     frame = pd.DataFrame([{
         "figure": stage.figure, "profile": stage.profile, "label": run.label, "seed": run.spec.seed, "id": run.spec.id,
-        "model": run.spec.model.name, "seconds": round(cost[train.shape(run.spec)], 1),
-    } for stage, run in lacking])
+        "model": run.spec.model.name, "seconds": round(pace.seconds_per_run(run.spec, device, runner.REPLICAS), 1)}
+        for stage, run in todo.campaign(device.type, args.data) if run.spec.id not in stored])
     _print(frame, args.json)
     if not args.json and len(frame):
-        print(f"{len(frame)} runs, {frame['seconds'].sum() / 3600:.1f} hours one after the other on {device} (measured on a few steps)")
+        print(f"{len(frame)} runs, {frame['seconds'].sum() / 3600:.1f} hours one after the other on {device} "
+              "(measured on a few steps)")
     return 0
 
 
@@ -83,29 +77,27 @@ def command_run(args) -> int:
     from gstlib.campaign import runner
 
     store = Store(args.results)
-    options = {"workers": args.workers, "replicas": args.replicas, "time_limit": args.time_limit, "quiet": args.quiet,
-               "executor": args.executor, "address": args.address, "gpus_per_group": args.gpus_per_group,
-               "checkpoint_every": args.checkpoint_every}
+    options = {name: getattr(args, name) for name in (
+        "workers", "replicas", "time_limit", "quiet", "executor", "address", "gpus_per_group", "checkpoint_every")}
     if args.campaign:
         outcome = runner.run_campaign(store, args.data, args.device, **options)
     else:
-        outcome = runner.train_missing(store, _figures(args), args.profile, args.data, args.seeds, args.device, **options)
-    print(f"{len(outcome.trained)} runs trained, {outcome.stored} were stored already, "
-          f"{len(outcome.left)} left for lack of time, {len(outcome.failed)} failed; results in {store.path}")
+        outcome = runner.train_missing(store, _figures(args), args.profile, args.data, args.seeds, args.device,
+                                       **options)
     for run_id, why in outcome.failed.items():
         print(f"failed: {run_id}: {why}", file=sys.stderr)
+    print(f"{len(outcome.trained)} runs trained, {outcome.stored} were stored already, "
+          f"{len(outcome.left)} left for lack of time, {len(outcome.failed)} failed; results in {store.path}")
     return 1 if outcome.failed else 0
 
 
 def command_status(args) -> int:
     """For every configuration of the figures named: runs stored, runs missing."""
-    runs = _runs(args)
     stored = set(Store(args.results).ids())
     frame = pd.DataFrame([{"figure": figure, "label": run.label, "stored": run.spec.id in stored}
-                          for figure, run in runs])
+                          for figure, run in _runs(args)])
     table = frame.groupby(["figure", "label"], sort=False)["stored"].agg(stored="sum", wanted="size").reset_index()
-    table["missing"] = table["wanted"] - table["stored"]
-    _print(table, args.json)
+    _print(table.assign(missing=table["wanted"] - table["stored"]), args.json)
     return 0
 
 
@@ -179,11 +171,12 @@ def _existing(results: str) -> Store:
 
 def parser() -> argparse.ArgumentParser:
     """The command line's parser."""
-    top = argparse.ArgumentParser(prog="python -m gstlib", description="Replicate arXiv:1906.03728: list, train and check its runs.")
+    top = argparse.ArgumentParser(prog="python -m gstlib",
+                                  description="Replicate arXiv:1906.03728: list, train and check its runs.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, function, figures: bool = True) -> argparse.ArgumentParser:
-        text = function.__doc__
+    def add(function, figures: bool = True, as_json: bool = True) -> argparse.ArgumentParser:
+        name, text = function.__name__.removeprefix("command_"), function.__doc__ or ""  # none under python -OO
         sub = commands.add_parser(name, help=text.split(";")[0].rstrip("."), description=text)
         sub.set_defaults(function=function)
         sub.add_argument("--results", default=os.environ.get("GSTLIB_RESULTS", RESULTS), metavar="DIR",
@@ -191,20 +184,23 @@ def parser() -> argparse.ArgumentParser:
         if figures:
             sub.add_argument("figures", nargs="*", metavar="FIGURE",
                              help=f"which figures: {', '.join(experiments.EXPERIMENTS)}; default all")
-            sub.add_argument("--profile", default="smoke", help=f"{', '.join(experiments.PROFILES)} (default: %(default)s)")
+            sub.add_argument("--profile", default="smoke",
+                             help=f"{', '.join(experiments.PROFILES)} (default: %(default)s)")
             sub.add_argument("--data", help="digits, cifar10, or the path of a folder or archive of images; "
                                             "default: the profile's")
-            sub.add_argument("--seeds", help="a number of seeds, a range 2-5, or a list 0,4,7; default: the profile's number")
+            sub.add_argument("--seeds", help="a number of seeds, a range 2-5 or a list 0,4,7; default: the profile's")
+        if as_json:
+            sub.add_argument("--json", action="store_true", help="print JSON")
         return sub
 
-    listing, run, status = add("list", command_list), add("run", command_run), add("status", command_status)
-    for sub in (listing, status):
-        sub.add_argument("--json", action="store_true", help="print JSON")
+    listing, run, _ = add(command_list), add(command_run, as_json=False), add(command_status)
+    _, measure = add(command_verify, figures=False), add(command_bench, figures=False)
+    for sub in (listing, run, measure):
+        sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     for sub in (listing, run):
         sub.add_argument("--campaign", action="store_true",
                          help="instead of figures at a profile: everything still missing, most valuable first")
-        sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-    run.add_argument("--workers", type=int, help="runs at a time on a CPU (default: one per core), or GPUs (default: all)")
+    run.add_argument("--workers", type=int, help="runs at a time on a CPU (default: one a core), or GPUs (default: all)")
     run.add_argument("--replicas", type=int, help="runs in lockstep on one GPU (default: 10, or what memory holds)")
     run.add_argument("--time-limit", type=float, metavar="MINUTES",
                      help="stop then: what cannot end in time is begun last, and goes on from its checkpoint next time")
@@ -216,11 +212,8 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--gpus-per-group", type=float, default=1.0, metavar="PART",
                      help="of a GPU for each group on a Ray cluster (default: %(default)s)")
     run.add_argument("--quiet", action="store_true", help="no progress bar")
-    for name, function in (("export", command_export), ("import", command_import)):
-        add(name, function, figures=name == "export").add_argument(
-            "--archive", required=True, metavar="FILE", help="the archive, a zip file")
-    measure = add("bench", command_bench, figures=False)
-    measure.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    for sub in (add(command_export, as_json=False), add(command_import, figures=False, as_json=False)):
+        sub.add_argument("--archive", required=True, metavar="FILE", help="the archive, a zip file")
     measure.add_argument("--quick", action="store_true", help="few steps a figure; minutes instead of tens of them")
     measure.add_argument("--models", nargs="+", metavar="NAME", help="of conv4, vgg11 and resnet18; default: all")
     measure.add_argument("--replicas", nargs="+", type=int, metavar="N",
@@ -228,27 +221,52 @@ def parser() -> argparse.ArgumentParser:
     measure.add_argument("--techniques", nargs="*", metavar="NAME",
                          help="what to leave off, one after the other, of bf16, channels-last, capture, streams, fuse and "
                               "autotune; default: all that are in use, no name: none")
-    measure.add_argument("--json", action="store_true", help="print JSON")
     measure.add_argument("--output", metavar="FILE", help="write the JSON there, anew after every measurement")
-    add("verify", command_verify, figures=False).add_argument("--json", action="store_true", help="print JSON")
     return top
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code (2: bad input, 130 or 143: interrupted by SIGINT or SIGTERM)."""
-    args = parser().parse_args(argv)
-    try:
-        return args.function(args)
-    except InputError as error:
-        print(f"gstlib: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as interrupt:
-        print("gstlib: interrupted; finished runs are stored, runs in progress keep their checkpoints, "
-              "the same command goes on from there", file=sys.stderr)
-        return 128 + getattr(interrupt, "signum", signal.SIGINT)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+class _Forgiving:
+    """A stream whose reader may be gone: what cannot be said is dropped, and work goes on."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            return self.stream.write(text)
         return 0
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self.stream.flush()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code (2: bad input, 130 or 143: interrupted by SIGINT or SIGTERM,
+    141: nobody read to the end)."""
+    args = parser().parse_args(argv)
+    with redirect_stderr(_Forgiving(sys.stderr or open(os.devnull, "w"))):
+        try:
+            code = args.function(args)
+            print(end="", flush=True)
+            return code
+        except InputError as error:
+            print(f"gstlib: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt as interrupt:
+            print("gstlib: interrupted; finished runs are stored, runs in progress keep their checkpoints, "
+                  "the same command goes on from there", file=sys.stderr)
+            return 128 + getattr(interrupt, "signum", signal.SIGINT)
+        except OSError as error:
+            with suppress(OSError):  # what is left to be written would fail again at the end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if isinstance(error, BrokenPipeError):
+                return 128 + signal.SIGPIPE
+            print(f"gstlib: {error}", file=sys.stderr)
+            return 1
 
 
 if __name__ == "__main__":

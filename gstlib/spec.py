@@ -71,10 +71,10 @@ class DataSpec:
         check_choice("data set", self.name, DATASETS)
         if self.classes < 2:
             raise InputError(f"a data set needs at least 2 classes, not {self.classes}")
-        for field in ("train_size", "test_size"):
-            size = getattr(self, field)
+        for name in ("train_size", "test_size"):
+            size = getattr(self, name)
             if size is not None and size < self.classes:
-                raise InputError(f"{field} must be at least one image a class ({self.classes}), not {size}")
+                raise InputError(f"{name} must be at least one image a class ({self.classes}), not {size}")
 
 
 @dataclass(frozen=True)

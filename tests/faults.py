@@ -204,14 +204,14 @@ def checkpoint_damaged(folder: Path, whole: Whole, tries: int = 40) -> Seen:
     raw, found = kept.file(run_id).read_bytes(), 0
     for number, at in enumerate(_places(len(raw), tries)):
         kept.file(run_id).write_bytes(raw[:at] if number % 2 else raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1:])
-        with hushed():
-            found += kept.position(run_id) == (0, 0) and not kept.file(run_id).exists()
+        with hushed() as said:
+            found += kept.position(run_id) == (0, 0) and "passed over" in said.getvalue()
     kept.file(run_id).write_bytes(raw[:len(raw) // 2])
     with hushed():
         go(folder, runs)
     same = whole.equal(folder, runs) == 1
-    return Seen(f"checkpoint flipped or cut off at {tries} places", "set aside, the run begun anew, same rows",
-                f"{found} of {tries} set aside; {'same' if same else 'other'} rows", tries, found == tries and same)
+    return Seen(f"checkpoint flipped or cut off at {tries} places", "passed over, the run begun anew, same rows",
+                f"{found} of {tries} passed over; {'same' if same else 'other'} rows", tries, found == tries and same)
 
 
 def _stopped_midway(folder: Path, runs: list[Labelled], calls: int = 14) -> None:
@@ -246,7 +246,7 @@ def pickle_planted(folder: Path, whole: Whole) -> Seen:
     with hushed():
         go(folder, runs)
     same, sprung = whole.equal(folder, runs) == 1, trap.exists()
-    return Seen("pickle planted under a checkpoint's name", "no code run, set aside, begun anew, same rows",
+    return Seen("pickle planted under a checkpoint's name", "no code run, passed over, begun anew, same rows",
                 f"code {'RUN' if sprung else 'not run'}; {'same' if same else 'other'} rows", 1, same and not sprung)
 
 
@@ -298,18 +298,17 @@ def _limited(folder: Path, runs: list[Labelled], limit: bool) -> None:
 def clock_moved(folder: Path, whole: Whole) -> Seen:
     """The wall clock set a year back and forth while runs are trained and leases held."""
     runs, real = campaign(number=2), time.time
-    holder, other = Leases(folder / "leases"), Leases(folder / "leases")
-    holder.take("0" * 16)
     stolen = 0
-    try:
-        for days in (-365, 365, 0):
-            time.time = lambda days=days: real() + 86400 * days
-            os.utime(folder / "leases" / f"{'0' * 16}.0", (time.time(), time.time()))
-            stolen += other.take("0" * 16)
-            go(folder, runs[:1] if days < 0 else runs)
-    finally:
-        time.time = real
-        holder.release("0" * 16)
+    with Leases(folder / "leases") as holder:
+        holder.take("0" * 16)
+        try:
+            for days in (-365, 365, 0):
+                time.time = lambda days=days: real() + 86400 * days
+                os.utime(folder / "leases" / f"{'0' * 16}.lock", (time.time(), time.time()))
+                stolen += Leases(folder / "leases").take("0" * 16)
+                go(folder, runs[:1] if days < 0 else runs)
+        finally:
+            time.time = real
     same = whole.equal(folder, runs)
     return Seen("wall clock moved by a year, back and forth", "no lease expires by it, same rows",
                 f"{stolen} leases taken wrongly; {same} of 2 runs equal", 3, not stolen and same == 2)
@@ -329,6 +328,37 @@ def two_campaigns(folder: Path, whole: Whole) -> Seen:
     return Seen("two campaigns in one folder at once", "no run trained twice, every table whole",
                 f"{len(trained)} trainings of {len(set(trained))} runs; {same} of 4 equal", 1,
                 len(trained) == len(set(trained)) == 4 and same == 4)
+
+
+def survivor(folder: Path, whole: Whole) -> Seen:
+    """Campaigns suspended at different epochs, then killed together while another waits for their runs."""
+    runs, kept = campaign(number=4), Checkpoints(folder / "results" / "checkpoints", "cpu")
+    whole.equal(folder, runs[:1])  # loads what torch loads late
+    dead = [_forked(lambda x=x: go(folder / "results", [x])) for x in runs[:2]]
+    for number, (_, child) in enumerate(dead):
+        while kept.position(runs[number].spec.id) <= (2 * number, 0):
+            time.sleep(0.005)
+        os.kill(child, signal.SIGSTOP)
+    held = [kept.position(x.spec.id) for x in runs[:2]]
+    store, told = Store(folder / "results"), folder / "told"
+    ready, alive = _forked(lambda: told.write_text(json.dumps(dataclasses.asdict(go(folder / "results", runs)))))
+    while not all(store.file(x.spec.id).exists() for x in runs[2:]):
+        time.sleep(0.05)
+    time.sleep(2)  # it finds the others' runs locked, and waits
+    waited = not any(store.file(x.spec.id).exists() for x in runs[:2])
+    for _, child in dead:
+        os.kill(child, signal.SIGKILL)
+    for end, child in (*dead, (ready, alive)):
+        os.waitpid(child, 0)
+        os.close(end)
+    outcome = json.loads(told.read_text())
+    same = whole.equal(folder / "results", runs)
+    resumed = [store.read(x.spec.id).provenance["resumed"] for x in runs[:2]]
+    return Seen("two of three campaigns suspended, then killed", "the third waits, then trains all that is left from where it stood",
+                f"held at {held[0]} and {held[1]}; {'waited' if waited else 'did NOT wait'}; {len(outcome['trained'])} of 4 "
+                f"trained by it, {len(outcome['left'])} left; resumed {resumed} times; {same} of 4 equal", 1,
+                waited and held[0] != held[1] and sorted(outcome["trained"]) == sorted(x.spec.id for x in runs)
+                and resumed == [1, 1] and same == 4)
 
 
 def owner_killed(folder: Path, whole: Whole) -> Seen:
@@ -384,8 +414,8 @@ def archive_escapes(folder: Path, whole: Whole) -> Seen:
                 len(refused) == len(names) and not added and not made)
 
 
-CASES = (table_flipped, table_cut, checkpoint_damaged, pickle_planted, disk_full, clock_moved, two_campaigns, owner_killed,
-         import_conflict, archive_escapes)
+CASES = (table_flipped, table_cut, checkpoint_damaged, pickle_planted, disk_full, clock_moved, two_campaigns, survivor,
+         owner_killed, import_conflict, archive_escapes)
 
 
 def run(kills: int, folder: Path) -> list[Seen]:

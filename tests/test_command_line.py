@@ -387,7 +387,39 @@ def test_a_closed_pipe_is_no_error(filled, results):
                                stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
     _, err = process.communicate(timeout=120)
-    assert err == "" and process.returncode in (0, 141)
+    assert (err, process.returncode) == ("", 141)
+
+
+def test_a_full_disk_behind_standard_output_is_told(filled, results):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "gstlib", "verify", "--results", str(results)], cwd=ROOT,
+                              stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "No space left" in done.stderr
+
+
+RUN = """
+import dataclasses, os, sys
+from gstlib import experiments, __main__
+from gstlib.experiments import Profile, Size
+experiments.PROFILES["tiny"] = Profile("tiny", "tiny", "digits", Size(160, 1 / 16, 64, 32), {}, test_size=40,
+                                       test_every=1, seeds=1, precision="float32", channels_last=False)
+sys.exit(__main__.main(["run", "figure1-vgg11", "--profile", "tiny", "--device", "cpu", "--workers", "1",
+                        "--results", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.parametrize("stderr", ["2>&-", "2> >(exec head -c 5 >/dev/null)"])
+def test_a_run_whose_standard_error_is_closed_or_broken_goes_on(results, stderr):
+    done = subprocess.run(["bash", "-c", f'"$@" {stderr}', "bash", sys.executable, "-c", RUN, str(results)], cwd=ROOT,
+                          stdout=subprocess.PIPE, text=True, timeout=240)
+    assert done.returncode == 0 and "4 runs trained" in done.stdout and len(Store(results).ids()) == 4
+
+
+def test_a_broken_standard_error_does_not_hide_that_nothing_was_trained(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = subprocess.run(["bash", "-c", '"$@" 2>&-', "bash", sys.executable, "-c", RUN, str(tmp_path / "file")],
+                          cwd=ROOT, timeout=240)
+    assert done.returncode == 2
 
 
 def test_a_benchmark_is_written_after_every_measurement(tmp_path, monkeypatch, capsys):

@@ -233,7 +233,7 @@ def test_a_failed_run_is_told(tmp_path, monkeypatch):
 
 def test_the_executors_are_the_runner_s():
     assert set(notebook._EXECUTORS) == set(executors.EXECUTORS)
-    assert "executor" in inspect.signature(runner.run).parameters
+    assert "executor" in inspect.signature(runner.train_all).parameters
 
 
 def test_reading_imports_neither_torch_nor_training():

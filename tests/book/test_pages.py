@@ -16,7 +16,6 @@ from test_book import BOOK, HTML, ROOT, WIDTHS, browser, built, site, toc_files,
 from gstlib import bench, claims, experiments
 from gstlib.bench import cost
 from gstlib.book import tables
-from gstlib.spec import DataSpec
 from gstlib.store import Store
 
 HOSTILE = "</script><script>document.title = 'struck'</script><img src=x onerror=\"document.title = 'struck'\">"

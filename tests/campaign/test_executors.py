@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from gstlib.campaign import executors, runner
+from gstlib.campaign.leases import Leases
 from gstlib.errors import InputError
 from gstlib.experiments import Labelled
 from gstlib.spec import OptimiserSpec, PruningSpec
@@ -71,20 +72,19 @@ def test_a_killed_worker_is_replaced_and_its_run_goes_on(tmp_path, digits, long,
     killer.join()
     assert killed and outcome.trained == [long.spec.id] and store.read(long.spec.id).provenance["resumed"] >= 1
     assert_same(store, long, whole)
-    assert "lost (killed by SIGKILL); going on from the last checkpoint" in capfd.readouterr().err
+    assert "the worker training long seed 0 was lost" in capfd.readouterr().err
 
 
 def test_a_run_whose_worker_always_dies_is_given_up(tmp_path, digits, long, monkeypatch):
-    monkeypatch.setattr(executors, "_worker", _dies)
+    monkeypatch.setattr(executors, "_work", _dies)
     outcome = runner.run(Store(tmp_path), [long], digits, "digits", "tiny", "cpu", workers=1, executor="processes",
                          quiet=True)
-    assert "its worker was lost 4 times (exit code 7)" in outcome.failed[long.spec.id]
+    assert "its worker was lost 4 times" in outcome.failed[long.spec.id]
     assert not list((tmp_path / "leases").iterdir())
 
 
-def _dies(connection, *_):
-    connection.recv()
-    sys.exit(7)
+def _dies(*_):
+    os._exit(7)
 
 
 RUN = """
@@ -119,6 +119,46 @@ def test_a_signal_keeps_a_checkpoint_and_the_run_goes_on(tmp_path, digits, long,
     assert_same(store, long, whole)
 
 
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def workers(pid):
+    """Process ids of the workers of a campaign."""
+    return [child for child in children(pid) if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+@pytest.fixture
+def campaign(tmp_path, long):
+    """A campaign in worker processes that trains."""
+    process = subprocess.Popen([sys.executable, "-c", RUN, long.spec.to_json(), str(tmp_path), "processes"],
+                               stderr=subprocess.PIPE, text=True, start_new_session=True)
+    until(lambda: started(tmp_path, long))
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_workers_of_a_killed_campaign_end_and_its_runs_are_free(tmp_path, long, campaign):
+    crew = workers(campaign.pid)
+    campaign.kill()
+    with Leases(tmp_path / "leases") as leases:
+        until(lambda: leases.take(long.spec.id))
+    assert crew
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in crew))
+
+
+def test_a_second_signal_does_not_wait_for_a_worker_that_hangs(tmp_path, long, campaign):
+    for pid in workers(campaign.pid):
+        os.kill(pid, signal.SIGSTOP)
+    campaign.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert campaign.poll() is None
+    campaign.send_signal(signal.SIGINT)
+    assert campaign.wait(timeout=60) == 130
+    assert not list((tmp_path / "leases").iterdir()) and started(tmp_path, long)
+
+
 def _campaign(results, specs, ready, told):
     from gstlib import data
 
@@ -143,8 +183,8 @@ def test_two_campaigns_in_one_folder_train_nothing_twice(tmp_path, tiny_spec):
 
 
 def test_an_unknown_executor_and_an_address_without_a_cluster(tmp_path, digits, long):
-    for options, message in (({"executor": "slurm"}, "unknown executor 'slurm'"), ({"address": "auto"}, "--executor ray"),
-                             ({"gpus_per_group": 0}, "part of it"), ({"gpus_per_group": 1.5}, "part of it")):
+    for options, message in (({"executor": "slurm"}, "unknown executor 'slurm'"),
+                             ({"address": "auto"}, "--executor ray"), ({"gpus_per_group": 0}, "part of it"), ({"gpus_per_group": 1.5}, "part of it")):
         with pytest.raises(InputError, match=message):
             runner.run(Store(tmp_path), [long], digits, "digits", "tiny", "cpu", **options)
 
@@ -196,7 +236,8 @@ def test_a_cluster_that_loses_a_worker_and_a_node_loses_no_run(tmp_path, digits,
     killer = threading.Thread(target=strike)
     killer.start()
     store = Store(there)
-    outcome = runner.run(store, runs, digits, "digits", "tiny", "cpu", executor="ray", checkpoint_every=0.05, quiet=True)
+    outcome = runner.run(store, runs, digits, "digits", "tiny", "cpu", executor="ray", checkpoint_every=0.05,
+                         quiet=True)
     killer.join()
     assert struck[-1] == "node" and "worker" in struck
     assert sorted(outcome.trained) == sorted(x.spec.id for x in runs) and not outcome.failed

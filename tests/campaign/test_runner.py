@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from gstlib import experiments
-from gstlib.training import pace
-from gstlib.campaign import runner
+from gstlib.campaign import clock, runner, todo
 from gstlib.errors import InputError
 from gstlib.experiments import Labelled
 from gstlib.spec import OptimiserSpec, PruningSpec
@@ -38,13 +37,6 @@ def test_worker_processes_give_the_same_rows(tmp_path, digits, runs):
     for labelled in runs[:2]:
         a, b = (s.read(labelled.spec.id).tables["epoch"].drop(columns="seconds") for s in (here, there))
         assert a.equals(b)
-
-
-def test_groups_hold_one_shape_and_no_more_than_asked(tiny_spec):
-    other = tiny_spec(optimiser=OptimiserSpec(epochs=3, batch_size=32))
-    mixed = [Labelled("a", tiny_spec(seed=s)) for s in range(3)] + [Labelled("b", other)]
-    sizes = [[r.label for r in group] for group in runner.groups(mixed[::-1], 2)]
-    assert sorted(sizes) == [["a"], ["a", "a"], ["b"]]
 
 
 @pytest.mark.parametrize("in_a_capture", [False, True])
@@ -87,18 +79,15 @@ def test_one_diverging_run_does_not_take_its_company_along(tmp_path, digits, tin
     assert list(outcome.failed) == [bad.spec.id] and "no longer finite" in outcome.failed[bad.spec.id]
 
 
-def test_what_cannot_end_in_time_is_begun_last_or_not_at_all(tmp_path, digits, runs, tiny_spec, monkeypatch):
-    monkeypatch.setattr(pace, "seconds_per_run", lambda spec, device, replicas: 3600.0 if spec.optimiser.epochs == 3 else 0.01)
+def test_what_cannot_end_in_time_is_begun_last(tmp_path, digits, runs, tiny_spec, monkeypatch):
+    monkeypatch.setattr(clock.pace, "seconds_per_run", lambda spec, *_: 3600.0 if spec.optimiser.epochs == 3 else 0.01)
     long = Labelled("long", tiny_spec(optimiser=OptimiserSpec(epochs=3, batch_size=32)))
-    store = Store(tmp_path)
-    outcome = run(store, [long, runs[0]], digits, workers=1, time_limit=5, partial=False)
-    assert outcome.trained == [runs[0].spec.id] and outcome.left == [long.spec.id]
-    outcome = run(store, [long, runs[1]], digits, workers=1, time_limit=5)
-    assert outcome.trained == [runs[1].spec.id, long.spec.id] and not outcome.left
+    outcome = run(Store(tmp_path), [long, runs[0]], digits, workers=1, time_limit=5)
+    assert outcome.trained == [runs[0].spec.id, long.spec.id] and not outcome.left
 
 
 def test_work_in_progress_at_the_limit_goes_on_next_time(tmp_path, digits, tiny_spec, monkeypatch):
-    monkeypatch.setattr(pace, "seconds_per_run", lambda spec, device, replicas: 3600.0)
+    monkeypatch.setattr(clock.pace, "seconds_per_run", lambda *_: 3600.0)
     long = Labelled("long", tiny_spec(optimiser=OptimiserSpec(epochs=60, batch_size=32)))
     store = Store(tmp_path)
     outcome = run(store, [long], digits, workers=1, time_limit=1 / 60)
@@ -117,23 +106,35 @@ def test_a_specification_that_cannot_be_trained_is_refused_before_anything_is(tm
     assert not (tmp_path / "results").exists()
 
 
-def test_campaign_lists_each_missing_run_once_in_order_of_worth(tmp_path, monkeypatch):
-    monkeypatch.setenv("GSTLIB_DATA", str(tmp_path))
-    lacking = runner.campaign(Store(tmp_path), "digits")
-    ids = [labelled.spec.id for _, labelled in lacking]
+def test_the_campaign_names_each_run_once_in_order_of_worth():
+    planned = todo.campaign("cpu", "digits")
+    ids = [run.spec.id for _, run in planned]
     assert len(ids) == len(set(ids))
-    stages = list(dict.fromkeys(stage for stage, _ in lacking))
-    assert stages[0] == experiments.Stage("figure1-vgg11", "quarter", 5)
-    assert stages == [stage for stage in experiments.CAMPAIGN if stage in stages]
-    first = [labelled for stage, labelled in lacking if stage == stages[0]]
-    assert len(first) == 25
-    assert {dataclasses.replace(labelled.spec, seed=0).id for labelled in first} == {
-        r.spec.id for r in experiments.figures.figure1_vgg11(experiments.profile("quarter"), first[0].spec.data, [0])}
+    every = experiments.CAMPAIGN["cpu"]
+    stages = list(dict.fromkeys(stage for stage, _ in planned))
+    assert stages[0] == every[0] and stages == [stage for stage in dict.fromkeys(every) if stage in stages]
+    first = {run.spec.id for stage, run in planned if stage == stages[0]}
+    runs, _ = todo.plan([every[0].figure], every[0].profile, "digits", every[0].seeds)
+    assert first == {run.spec.id for _, run in runs}
 
 
-def test_a_campaign_loads_its_data_once(tmp_path, digits, runs, monkeypatch):
-    loaded, trained = [], []
-    monkeypatch.setattr(runner.data, "load", lambda source, **_: loaded.append(source) or digits)
-    monkeypatch.setattr(runner, "run", lambda store, runs, images, *rest, **_: trained.append(images) or runner.Outcome())
-    runner.run_campaign(Store(tmp_path), "digits", "cpu", time_limit=5)
-    assert loaded == ["digits"] and len(trained) == 2 * len(experiments.CAMPAIGN) and all(images is digits for images in trained)
+def test_a_campaign_trains_what_its_stages_lack_each_at_its_profile(tmp_path, runs, digits, monkeypatch):
+    stages = [experiments.Stage("figure1-vgg11", profile, 1) for profile in ("smoke", "quarter", "smoke")]
+    listed = dict(zip(stages, ([runs[0], runs[1]], [runs[1], runs[2]])))
+    monkeypatch.setattr(todo.experiments, "CAMPAIGN", {"cpu": tuple(stages), "cuda": ()})
+    monkeypatch.setattr(todo, "plan", lambda figures, profile, *_: ([(figures[0], run) for run in listed[
+        experiments.Stage(figures[0], profile, 1)]], None))
+    store = Store(tmp_path)
+    assert run(store, runs[:1], digits).trained == [runs[0].spec.id]
+    outcome = runner.run_campaign(store, "digits", "cpu", workers=1, quiet=True)
+    assert outcome.trained == [runs[1].spec.id, runs[2].spec.id] and outcome.stored == 1 and not outcome.left
+    assert [store.read(x.spec.id).provenance["profile"] for x in runs[1:3]] == ["smoke", "quarter"]
+
+
+def test_a_short_measurement_is_near_what_a_run_takes(tmp_path, digits, tiny_spec):
+    spec = tiny_spec(data=dataclasses.replace(tiny_spec().data, train_size=256, test_size=100),
+                     optimiser=OptimiserSpec(epochs=6, batch_size=32))
+    store = Store(tmp_path)
+    run(store, [Labelled("x", spec)], digits, workers=1)
+    estimate = clock.pace.seconds_per_run(spec, torch.device("cpu"))
+    assert 0.1 < estimate / store.read(spec.id).provenance["seconds"] < 10

@@ -18,7 +18,8 @@ import pytest
 
 from gstlib import experiments, files
 from gstlib.errors import InputError
-from gstlib.reading import analysis
+from gstlib.reading import study as reading
+from gstlib.reading import text
 from gstlib.spec import DataSpec, ModelSpec, OptimiserSpec, PruningSpec, RunSpec
 from gstlib.store import DamagedRun, NewerSchema, Store, export, import_, runs
 
@@ -87,9 +88,9 @@ def test_columns_and_tables_that_the_store_does_not_know_just_work(tmp_path):
 
 def test_tables_without_rows_are_empty(tmp_path):
     store, plain = Store(tmp_path), RunSpec(spec().data, spec().model, spec().optimiser, test_every=3)
-    store.write(plain, PROVENANCE, {"epoch": tables()["epoch"], "event": []})
+    store.write(plain, PROVENANCE, {"epoch": tables()["epoch"], "event": [], "final": tables()["final"]})
     found = store.read(plain.id).tables
-    assert len(found["epoch"]) == 4 and all(found[name].empty for name in ("event", "histogram", "final"))
+    assert len(found["epoch"]) == 4 and found["event"].empty and found["histogram"].empty
 
 
 def test_runs_are_listed_and_asked_for(filled):
@@ -281,14 +282,14 @@ def test_what_is_no_file_is_neither_waited_for_nor_replaced(filled, content):
 @pytest.mark.parametrize("damage", ["rows", "head"])
 def test_a_figure_says_that_a_damaged_run_is_missing(tmp_path, capsys, damage):
     store = made_up.fill(tmp_path / "results")
-    gone = experiments.figure1_vgg11(made_up.SMOKE, made_up.DATA, [1])[3]
+    gone = experiments.figures.figure1_vgg11(made_up.SMOKE, made_up.DATA, [1])[3]
     content = store.file(gone.spec.id).read_bytes()
     damaged = content[:-100] if damage == "head" else content[:200] + bytes(200) + content[400:]
     store.file(gone.spec.id).write_bytes(damaged)
-    study = analysis.study(store, "figure1-vgg11")
+    study = reading.study(store, "figure1-vgg11")
     assert [(run.label, run.spec.seed) for run in study.missing] == [(gone.label, 1)]
-    assert "counts as missing" in capsys.readouterr().err and "Missing: 1 of" in analysis.caption(study)
-    assert len(study.runs) == len(study.wanted) - 1 and analysis.histograms(store, study).empty
+    assert "counts as missing" in capsys.readouterr().err and "Missing: 1 of" in text.caption(study)
+    assert len(study.runs) == len(study.wanted) - 1 and study.histograms.empty
 
 
 def newer(store: Store, kind: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from made_up import ABOUT, DATA, SMOKE
+from made_up import ABOUT, DATA, SMOKE, rows
 from torch import nn
 
 from gstlib import bench, experiments, models
@@ -20,20 +20,14 @@ from gstlib.store import Store
 ROOT = Path(__file__).parents[2]
 
 
-def epochs(spec) -> dict:
-    """As few rows as a run can have."""
-    return {"epoch": [{"epoch": number, "train_accuracy": 0.75, "test_accuracy": 0.5, "parameters": 1}
-                      for number in range(spec.optimiser.epochs)]}
-
-
 def benchmark(path, device, seconds):
     """Store a benchmark in which a run of VGG11 takes so long, beside a row that did not fit into memory."""
     row = {"model": "vgg11", "device": device, "steps_per_s": 1.0, "train_s_per_run": 0.8 * seconds,
            "test_s_per_run": 0.15 * seconds, "events_s_per_run": 0.05 * seconds,
            "operations_per_run": cost.load(cost.paper_spec("vgg11"))[0]}
     path.mkdir(parents=True, exist_ok=True)
-    rows = [row, {"model": "vgg11", "device": device, "steps_per_s": None}]
-    (path / f"bench-{device}.json").write_text(json.dumps({"machine": {}, "rows": rows, "techniques": [], "costs": []}))
+    both = [row, {"model": "vgg11", "device": device, "steps_per_s": None}]
+    (path / f"bench-{device}.json").write_text(json.dumps({"machine": {}, "rows": both, "techniques": [], "costs": []}))
 
 
 def figure(store, profile, name="figure1-vgg11"):
@@ -137,11 +131,11 @@ def test_stored_runs_tell_their_own_time(tmp_path):
     store = Store(tmp_path / "results")
     benchmark(store.path, "cpu", seconds=50_000)
     run = experiments.EXPERIMENTS["figure1-vgg11"].runs(SMOKE, DATA, [0])[0]
-    store.write(run.spec, ABOUT | {"seconds": 36.0}, epochs(run.spec))
+    store.write(run.spec, ABOUT | {"seconds": 36.0}, rows(run.spec, 0.6, 0.1))
     found = figure(store, "smoke")
     assert found["cpu_basis"] == "measured" and found["cpu"] == pytest.approx(found["runs"] * 36 / 2 / 3600)
     other = experiments.EXPERIMENTS["figure2"].runs(SMOKE, DATA, [0])[0].spec  # of another shape, and shapes have no order
-    store.write(other, ABOUT | {"seconds": 7.0}, epochs(other))
+    store.write(other, ABOUT | {"seconds": 7.0}, rows(other, 0.6, 0.1))
     assert figure(store, "smoke", "figure2")["cpu_basis"] == "measured"
 
 
@@ -150,7 +144,7 @@ def test_a_stored_run_of_another_set_s_size_tells_nothing(tmp_path):
     spec = experiments.EXPERIMENTS["figure1-vgg11"].runs(size, DataSpec("cifar10-folder", "0" * 64), [0])[0].spec
     for name, images in (("CIFAR-10's", [50_000, 10_000]), ("larger", [73_257, 26_032])):
         store = Store(tmp_path / name)
-        store.write(spec, ABOUT | {"seconds": 60.0, "images": images}, epochs(spec))
+        store.write(spec, ABOUT | {"seconds": 60.0, "images": images}, rows(spec, 0.6, 0.1))
         seconds[name] = cost.durations(store)(replace(spec, data=DataSpec("cifar10", "1" * 64)), "cpu")
     assert seconds["CIFAR-10's"] == (30.0, "measured") and math.isnan(seconds["larger"][0])
 

@@ -315,6 +315,7 @@ def test_check_draws_nothing_and_accepts_what_trains(tiny_spec):
 def test_provenance_names_data_and_versions_but_no_place(digits, tiny_spec, monkeypatch):
     monkeypatch.setenv("GSTLIB_COMMIT", "abc123")
     about = train.train(tiny_spec(), digits, profile="trial").provenance
+    assert about["images"] == [64, 40]
     assert about["fingerprint"] == digits.fingerprint and about["data_title"] == "scikit-learn digits"
     assert (about["profile"], about["commit"], about["device_type"], about["threads"]) == ("trial", "abc123", "cpu", 1)
     assert about["versions"]["torch"] == version("torch") and about["seconds"] > 0

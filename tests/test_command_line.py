@@ -6,14 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from gstlib import experiments
 from gstlib.__main__ import main
 from gstlib.campaign import runner
 from gstlib.errors import InputError
 from gstlib.experiments import Experiment, Labelled, Profile, Size
+from gstlib.reading.study import study
 from gstlib.spec import ModelSpec, OptimiserSpec, PruningSpec, RunSpec
 from gstlib.store import Store, runs
 from gstlib.training import train
@@ -450,3 +453,20 @@ def test_a_benchmark_is_written_after_every_measurement(tmp_path, monkeypatch, c
 def test_a_benchmark_of_what_is_not_there_is_refused(capsys):
     assert main(["bench", "--models", "vgg12", "--device", "cpu"]) == 2
     assert "vgg12" in capsys.readouterr().err
+
+
+def test_seven_classes_train_and_read_back_whole(tmp_path, results, capsys):
+    random = np.random.default_rng(0)
+    for part, number in (("train", 10), ("test", 6)):
+        for name in "abcdefg":
+            (tmp_path / "set" / part / name).mkdir(parents=True)
+            for index in range(number):
+                pixels = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "set" / part / name / f"{index}.png")
+    command = ["figure1-vgg11", "--profile", "tiny", "--data", str(tmp_path / "set"), "--results", str(results)]
+    assert main(["run", *command, "--workers", "1", "--quiet"]) == 0
+    assert "4 runs trained" in capsys.readouterr().out
+    assert main(["status", *command, "--json"]) == 0
+    assert [row["missing"] for row in printed(capsys)] == [0] * 5
+    found = study(Store(results), "figure1-vgg11", "tiny", str(tmp_path / "set"))
+    assert not found.missing and len(found.runs) == 5 and found.spec("none").data.classes == 7

@@ -28,7 +28,8 @@ def test_ten_thousand_runs_are_listed_in_seconds(tmp_path, monkeypatch):
     def command(name: str) -> list[dict]:
         began = time.perf_counter()
         done = subprocess.run([sys.executable, "-m", "gstlib", name, "--json", "--profile", "smoke", "--data", "digits",
-                               "--seeds", str(SEEDS), "--results", str(store.path)], check=True, capture_output=True, text=True)
+                               "--seeds", str(SEEDS), "--results", str(store.path)], check=True,
+                              capture_output=True, text=True)
         assert time.perf_counter() - began < PATIENCE
         return json.loads(done.stdout)
 

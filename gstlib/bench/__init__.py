@@ -1,4 +1,7 @@
-"""How fast training is (`run`, `report`), and what the figures cost (`cost`). What needs torch is looked up when asked for."""
+"""How fast training is (`run`, `report`), and what the figures cost (`cost`).
+
+What needs torch is looked up when asked for.
+"""
 
 from importlib import import_module
 

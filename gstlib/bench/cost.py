@@ -128,7 +128,8 @@ def durations(store: Store) -> Callable[[RunSpec, str], tuple[float, str]]:
             if (device, name) in paces:
                 return load(spec)[0] * min(paces[device, name]), bound or "benchmark"
             if device == "cuda" and name in TARGETS:
-                return load(spec)[0] * TARGETS[name] / load(replace(paper_spec(name), pruning=None))[0], bound or "target"
+                printed, _ = load(replace(paper_spec(name), pruning=None))
+                return load(spec)[0] * TARGETS[name] / printed, bound or "target"
         return (load(spec)[1], "floor") if device == "cuda" else (math.nan, "")
 
     return duration
@@ -156,11 +157,13 @@ def by_figure(store: Store, profile: str) -> pd.DataFrame:
         seen |= runs
     for name, shared, specs in (*wanted, (ALL, 0, seen.values())):
         operations, floors = zip(*map(load, specs))
-        rows.append({"figure": name, "runs": len(specs), "shared": shared, "epochs": sum(s.optimiser.epochs for s in specs),
+        rows.append({"figure": name, "runs": len(specs), "shared": shared,
+                     "epochs": sum(spec.optimiser.epochs for spec in specs),
                      "operations": float(sum(operations)), "floor": sum(floors) / 3600})
         for column, device in (("gpu", "cuda"), ("cpu", "cpu")):
             seconds, basis = zip(*(duration(spec, device) for spec in specs))
-            rows[-1] |= {column: sum(seconds) / 3600, f"{column}_basis": ", ".join(sorted(set(basis))) if all(basis) else ""}
+            rows[-1] |= {column: sum(seconds) / 3600,
+                         f"{column}_basis": ", ".join(sorted(set(basis))) if all(basis) else ""}
     return pd.DataFrame(rows)
 
 

@@ -153,9 +153,10 @@ def plain_loop(spec: RunSpec, device: torch.device, how: Effort) -> float:
     images, warm = synthetic(min(steps * batch, cost.images(spec)[0]), batch), 10 if cuda else 1
     pictures = datasets.CIFAR10.__new__(datasets.CIFAR10)  # without its files
     pictures.data, pictures.targets = images.train_x.permute(0, 2, 3, 1).numpy(), images.train_y.tolist()
-    augmentation = [transforms.RandomCrop(SIDE, padding=4), transforms.RandomHorizontalFlip()] if spec.data.augment else []
+    augmentation = [transforms.RandomCrop(SIDE, padding=4), transforms.RandomHorizontalFlip()]
     pictures.transform, pictures.target_transform = transforms.Compose(
-        [*augmentation, transforms.ToTensor(), transforms.Normalize((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))]), None
+        [*augmentation * spec.data.augment, transforms.ToTensor(),
+         transforms.Normalize((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))]), None
     order = RandomSampler(pictures, replacement=True, num_samples=(warm + steps * how.blocks) * batch)
     loader = DataLoader(pictures, batch, sampler=order, num_workers=4 if cuda else 2, pin_memory=cuda)
     model = models.build(spec.model.name, spec.data.classes, spec.model.width).to(device).train()
@@ -186,7 +187,8 @@ def peaks(device: torch.device, repeats: int = 10) -> dict[str, float]:
 
     cuda = device.type == "cuda"
     n, size = (8192, 2**30) if cuda else (2048, 2**27)
-    factors = [torch.randn(n, n, device=device).to(dtype) for dtype in (torch.bfloat16, torch.float32)[:1 if cuda else 2]]
+    types = (torch.bfloat16,) if cuda else (torch.bfloat16, torch.float32)
+    factors = [torch.randn(n, n, device=device).to(dtype) for dtype in types]
     source = torch.randint(0, 256, (size,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return {"peak_operations_per_s": max(2 * n**3 / fastest(lambda: factor @ factor) for factor in factors),
@@ -206,27 +208,31 @@ def row(case: Case, timing: Timing | None, plain: float, device: torch.device, p
         return about | {"steps_per_s": None, "ratio_to_plain_loop": None, "note": "does not fit into memory"}
     (train_images, test_images), (tested, events, strikes) = cost.images(spec), cost.tests(spec)
     counted = count(spec.model.name, spec.model.width, spec.data.classes)
+    step = timing.step / case.replicas
     # tested side by side on a CPU, in turn on a GPU
-    step, image = timing.step / case.replicas, timing.test / (min(case.replicas, cores()) if device.type == "cpu" else 1)
+    image = timing.test / (min(case.replicas, cores()) if device.type == "cpu" else 1)
     operations, moved = counted.operations(o.batch_size), counted.traffic(o.batch_size, spec.precision)
     compute, memory = operations / peak["peak_operations_per_s"], moved / peak["peak_bytes_per_s"]
     epoch = step * train_images / o.batch_size
     return about | {
-        "batch_size": o.batch_size, "precision": spec.precision, "steps_per_s": 1 / step, "images_per_s": o.batch_size / step,
+        "batch_size": o.batch_size, "precision": spec.precision,
+        "steps_per_s": 1 / step, "images_per_s": o.batch_size / step,
         "plain_steps_per_s": 1 / plain, "ratio_to_plain_loop": plain / step,
         "seconds_per_epoch": epoch, "train_s_per_run": o.epochs * epoch,
         "test_s_per_run": (tested * test_images + sum(cost.whole(spec))) * image,
         "events_s_per_run": strikes * test_images * image + events * timing.event,
         "ms_per_step": 1e3 * step, "compute_floor_ms": 1e3 * compute, "memory_floor_ms": 1e3 * memory,
         "gap": step / max(compute, memory), "share_of_peak": compute / step, "peak_memory_bytes": timing.memory,
-        "operations_per_step": operations, "bytes_per_step": moved, "operations_per_run": cost.load(spec)[0], "note": "",
+        "operations_per_step": operations, "bytes_per_step": moved, "operations_per_run": cost.load(spec)[0],
+        "note": "",
     }
 
 
 def without(technique: str, case: Case, device: torch.device, used: Sequence[str]) -> tuple[str, Case] | None:
     """The name of `technique` in a table, and `case` without it; None where it is not among those that were `used`."""
     if technique in SWITCHES:
-        return (SWITCHES[technique], case._replace(switches={technique: False})) if SWITCHES[technique] in used else None
+        name = SWITCHES[technique]
+        return (name, case._replace(switches={technique: False})) if name in used else None
     other = "tf32" if device.type == "cuda" else "float32"
     name, change = {"bf16": (f"bf16 (else {other})", {"precision": other}),
                     "channels-last": ("channels-last", {"channels_last": False})}[technique]
@@ -257,7 +263,8 @@ def run(device: torch.device, quick: bool = False, networks: Sequence[str] | Non
             check_choice(kind, name, known)
     if min(replicas) < 1:
         raise InputError(f"replicas must be numbers from 1 on, not {min(replicas)}")
-    how = Effort(*(((3e9, 2, 10_000) if quick else (2e10, 3, 10_000)) if cuda else ((3e8, 2, 125) if quick else (1e9, 3, 1000))))
+    how = {(True, True): Effort(3e9, 2, 10_000), (True, False): Effort(2e10, 3, 10_000),
+           (False, True): Effort(3e8, 2, 125), (False, False): Effort(1e9, 3, 1000)}[cuda, quick]
     specs, bar = {model: cost.paper_spec(model) for model in networks}, tqdm(disable=not progress, unit="measurement")
     timings, gains, costs, peak = [], [], [], {}
 
@@ -269,7 +276,8 @@ def run(device: torch.device, quick: bool = False, networks: Sequence[str] | Non
 
     def kept() -> dict:
         machine = provenance(synthetic(1, 1), device, "paper", time.perf_counter() - began) | peak | {
-            "cores": cores(), "quick": quick, "blocks": how.blocks, "steps": {name: how.steps(specs[name]) for name in specs}}
+            "cores": cores(), "quick": quick, "blocks": how.blocks,
+            "steps": {name: how.steps(spec) for name, spec in specs.items()}}
         keep(result := {"machine": machine, "rows": [row(*what, device, peak) for what in timings], "techniques": gains,
                         "costs": costs})
         return result
@@ -292,8 +300,8 @@ def run(device: torch.device, quick: bool = False, networks: Sequence[str] | Non
             kept()
         if not fitting:
             continue
-        (alone, first), test_images, about = min(fitting.items()), cost.images(spec)[1], {"model": model, "device": device.type}
-        step = first.step / alone
+        (alone, first), about = min(fitting.items()), {"model": model, "device": device.type}
+        step, test_images = first.step / alone, cost.images(spec)[1]
         costs += [about | {"cost": what, "ms": 1e3 * seconds, "training_steps": seconds / step} for what, seconds in (
             ("training step", step), ("event, without its test passes", first.event),
             ("E[BN] of all pruned layers", first.ebn), (f"test pass of {test_images} images", first.test * test_images))
@@ -314,9 +322,11 @@ def run(device: torch.device, quick: bool = False, networks: Sequence[str] | Non
 def report(result: dict) -> str:
     """The result of `run` as text: machine, rows, techniques, costs."""
     machine = result["machine"]
-    parts = [f"{machine['device']}, {machine['cores']} cores, torch {machine['versions']['torch']}, {machine['finished']}; "
-             f"{machine['peak_operations_per_s'] / 1e12:.3g} TFLOP/s, {machine['peak_bytes_per_s'] / 1e9:.3g} GB/s measured"]
+    parts = [f"{machine['device']}, {machine['cores']} cores, torch {machine['versions']['torch']}, "
+             f"{machine['finished']}; {machine['peak_operations_per_s'] / 1e12:.3g} TFLOP/s, "
+             f"{machine['peak_bytes_per_s'] / 1e9:.3g} GB/s measured"]
     constant = ["device", "batch_size", "precision", "operations_per_step", "bytes_per_step", "operations_per_run"]
-    parts += [pd.DataFrame(result[name]).drop(columns=constant, errors="ignore").to_string(index=False, float_format="{:.3g}".format, na_rep="")
+    frames = [pd.DataFrame(result[name]).drop(columns=constant, errors="ignore")
               for name in ("rows", "techniques", "costs") if result[name]]
+    parts += [frame.to_string(index=False, float_format="{:.3g}".format, na_rep="") for frame in frames]
     return "\n\n".join(parts)

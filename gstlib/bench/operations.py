@@ -14,7 +14,7 @@ from gstlib.data import SIDE
 
 
 class Count(NamedTuple):
-    """Of one image's forward pass: multiply-accumulates, numbers written by convolutions and linear layers; parameters."""
+    """Of one image's forward pass: multiply-accumulates, numbers that convolutions and linear layers write; parameters."""
 
     products: int
     activations: int
@@ -25,8 +25,8 @@ class Count(NamedTuple):
         return (6 if training else 2) * self.products * images
 
     def traffic(self, images: float, precision: str, training: bool = True) -> float:
-        """Least bytes that a training step, or a test of so many images, moves to and from memory, all that can be fused
-        being fused: uint8 images read; what convolutions and linear layers write, and in training its gradient, written
+        """Least bytes that a training step, or a test of so many images, moves to and from memory, all being fused
+        that can be: uint8 images read; what convolutions and linear layers write, and in training its gradient, written
         and read once in the training precision.  A step also reads the weights forward and backward in that precision,
         and in float32 writes and reads gradients, and reads and writes parameters and Adam's two moments.
         """
@@ -46,4 +46,5 @@ def count(model: str, width: float = 1.0, classes: int = 10) -> Count:
         network(image)
     with FlopCounterMode(display=False, custom_mapping=written) as activations:
         network(image)
-    return Count(products.get_total_flops() // 2, activations.get_total_flops(), sum(p.numel() for p in network.parameters()))
+    return Count(products.get_total_flops() // 2, activations.get_total_flops(),
+                 sum(p.numel() for p in network.parameters()))

@@ -30,6 +30,11 @@ def benchmark(path, device, seconds):
     (path / f"bench-{device}.json").write_text(json.dumps({"machine": {}, "rows": both, "techniques": [], "costs": []}))
 
 
+def planned(name, profile, data):
+    """The specifications of an experiment's first seed."""
+    return [run.spec for run in experiments.EXPERIMENTS[name].runs(profile, data, [0])]
+
+
 def figure(store, profile, name="figure1-vgg11"):
     return cost.by_figure(store, profile).set_index("figure").loc[name]
 
@@ -46,7 +51,8 @@ def test_one_convolution_counted_by_hand(monkeypatch):
     assert counted.operations(4) == 6 * 4 * counted.products
     assert counted.operations(4, training=False) == 2 * 4 * counted.products
     assert counted.traffic(4, "bf16") == 4 * (8 * 1578 + 3072) + 36 * counted.parameters
-    assert counted.traffic(4, "float32") == counted.traffic(4, "tf32") == 4 * (16 * 1578 + 3072) + 40 * counted.parameters
+    full = 4 * (16 * 1578 + 3072) + 40 * counted.parameters
+    assert counted.traffic(4, "float32") == counted.traffic(4, "tf32") == full
     assert counted.traffic(4, "bf16", training=False) == 4 * (4 * 1578 + 3072)
 
 
@@ -63,7 +69,7 @@ def test_what_is_measured_is_the_paper_profile():
 
 
 def test_tests_of_a_run_counted_by_hand():
-    spec = next(run.spec for run in experiments.EXPERIMENTS["figure1-vgg11"].runs(SMOKE, DATA, [0]) if run.label == "L r=40")
+    spec = planned("figure1-vgg11", SMOKE, DATA)[3]
     layers = [range(start, end + 1, spec.pruning.retrain) for start, end in zip(spec.pruning.start, spec.pruning.end)]
     tested, events, strikes = cost.tests(replace(spec, test_every=1))
     assert tested == spec.optimiser.epochs
@@ -82,12 +88,12 @@ def test_operations_and_floor_of_a_run_at_the_paper_s_scale():
         assert at_peak == pytest.approx(seconds, rel=0.02)
         assert 1 <= floor / at_peak < 1.2, "memory traffic can only add to it"
         assert cost.load(pruned.spec)[0] > counted
-    counted, floor = cost.load(experiments.EXPERIMENTS["figure2"].runs(size, DataSpec("cifar10", "0" * 64), [0])[0].spec)
+    counted, floor = cost.load(planned("figure2", size, DataSpec("cifar10", "0" * 64))[0])
     assert floor > 1.5 * counted / cost.PEAK_OPERATIONS, "memory sets Conv4's floor"
 
 
 def test_sets_of_any_size_count_their_own_steps():
-    spec = experiments.EXPERIMENTS["figure1-vgg11"].runs(experiments.profile("paper"), DataSpec("cifar10", "0" * 64), [0])[0].spec
+    spec = planned("figure1-vgg11", experiments.profile("paper"), DataSpec("cifar10", "0" * 64))[0]
     of = {n: cost.load(replace(spec, data=replace(spec.data, train_size=n)))[0] for n in (10_000, 20_000)}
     assert of[20_000] - of[10_000] == 325 * 10_000 * 6 * bench.count("vgg11").products
     assert cost.images(replace(spec, data=DataSpec("digits", "0" * 64))) == (1442, 355)
@@ -134,7 +140,7 @@ def test_stored_runs_tell_their_own_time(tmp_path):
     store.write(run.spec, ABOUT | {"seconds": 36.0}, rows(run.spec, 0.6, 0.1))
     found = figure(store, "smoke")
     assert found["cpu_basis"] == "measured" and found["cpu"] == pytest.approx(found["runs"] * 36 / 2 / 3600)
-    other = experiments.EXPERIMENTS["figure2"].runs(SMOKE, DATA, [0])[0].spec  # of another shape, and shapes have no order
+    other = planned("figure2", SMOKE, DATA)[0]  # of another shape, and shapes have no order
     store.write(other, ABOUT | {"seconds": 7.0}, rows(other, 0.6, 0.1))
     assert figure(store, "smoke", "figure2")["cpu_basis"] == "measured"
 
@@ -169,7 +175,8 @@ def test_the_table_s_cells_say_what_their_hours_rest_on(tmp_path):
     lines = cost.markdown(cost.by_figure(Store(tmp_path), "paper")).splitlines()
     cells = {row[0]: row for row in ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)}
     assert cells["figure"][1:] == ["runs", "shared", "epochs", "PFLOP", "floor", "H100", "CPU"]
-    assert cells["figure1-vgg11"][1:4] == ["50", "0", "16,250"] and cells["figure1-vgg11"][6:] == ["51\u00a0min *target*", "–"]
+    assert cells["figure1-vgg11"][1:4] == ["50", "0", "16,250"]
+    assert cells["figure1-vgg11"][6:] == ["51\u00a0min *target*", "–"]
     assert f"**{cost.ALL}**" in cells
 
 

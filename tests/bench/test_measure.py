@@ -33,7 +33,8 @@ def kept():
         patch.setattr(measure, "peaks", partial(measure.peaks, repeats=1))
         patch.setattr(measure, "Effort", lambda *_: BRIEF)
         patch.setattr(cost, "paper_spec", {model: narrow(model) for model in ("conv4", "vgg11")}.get)
-        bench.run(CPU, True, ["conv4", "vgg11"], [1], progress=False, keep=lambda result: results.append(json.dumps(result)))
+        bench.run(CPU, True, ["conv4", "vgg11"], [1], progress=False,
+                  keep=lambda result: results.append(json.dumps(result)))
     return [json.loads(text) for text in results]
 
 
@@ -50,7 +51,8 @@ def test_rows_have_their_columns_and_are_json(kept):
         seconds = row["ms_per_step"] / 1000
         assert row["share_of_peak"] == pytest.approx(
             row["operations_per_step"] / (seconds * result["machine"]["peak_operations_per_s"]))
-        assert row["train_s_per_run"] == pytest.approx((325 if row["model"] == "vgg11" else 55) * row["seconds_per_epoch"])
+        epochs = {"vgg11": 325, "conv4": 55}[row["model"]]
+        assert row["train_s_per_run"] == pytest.approx(epochs * row["seconds_per_epoch"])
         assert row["test_s_per_run"] > 0 and row["events_s_per_run"] > 0
     assert result["machine"]["device"] and result["machine"]["finished"] and result["machine"]["versions"]["torch"]
     of_vgg11 = {c["cost"]: c for c in result["costs"] if c["model"] == "vgg11"}

@@ -334,12 +334,14 @@ def survivor(folder: Path, whole: Whole) -> Seen:
     """Campaigns suspended at different epochs, then killed together while another waits for their runs."""
     runs, kept = campaign(number=4), Checkpoints(folder / "results" / "checkpoints", "cpu")
     whole.equal(folder, runs[:1])  # loads what torch loads late
-    dead = [_forked(lambda x=x: go(folder / "results", [x])) for x in runs[:2]]
-    for number, (_, child) in enumerate(dead):
-        while kept.position(runs[number].spec.id) <= (2 * number, 0):
-            time.sleep(0.005)
-        os.kill(child, signal.SIGSTOP)
-    held = [kept.position(x.spec.id) for x in runs[:2]]
+    dead, held = [], [(0, 0)]
+    for x in runs[:2]:  # each stops at a place of its own, however fast this machine is now
+        dead.append(_forked(lambda x=x: go(folder / "results", [x], checkpoint_every=0.01)))
+        while kept.position(x.spec.id) in held:
+            time.sleep(0.002)
+        os.kill(dead[-1][1], signal.SIGSTOP)
+        held.append(kept.position(x.spec.id))
+    held = held[1:]
     store, told = Store(folder / "results"), folder / "told"
     ready, alive = _forked(lambda: told.write_text(json.dumps(dataclasses.asdict(go(folder / "results", runs)))))
     while not all(store.file(x.spec.id).exists() for x in runs[2:]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -97,23 +98,17 @@ def scaled_schedule(start, end, retrain: int, divisor: float) -> tuple[tuple[int
 def parse_seeds(text: str | int | Iterable[int], first: int = 0) -> list[int]:
     """Seeds from a number of them (3 -> `first` and the two after it), a range ("2-5"), a list ("0,4,7"), or integers
     as they are."""
-    if isinstance(text, int):
-        text = str(text)
-    if not isinstance(text, str):
+    if not isinstance(text, (int, str)):
         return [int(seed) for seed in text]
-    try:
-        if "," in text:
-            seeds = [int(part) for part in text.split(",") if part.strip()]
-        elif "-" in text.strip()[1:]:
-            low, high = text.split("-")
-            seeds = range(int(low), int(high) + 1)
-        else:
-            seeds = range(first, first + int(text))
-    except ValueError as error:
-        raise InputError(f"seeds {text!r} is neither a number, a range like 2-5, nor a list like 0,4,7") from error
-    if not seeds or seeds[0] < 0 or isinstance(seeds, list) and min(seeds) < 0:
-        raise InputError(f"seeds {text!r} names no seed; "
-                         "give a number from 1 on, a range like 2-5 or a list like 0,4,7")
-    if len(seeds) > _MOST_SEEDS:
-        raise InputError(f"seeds {text!r} names more than {_MOST_SEEDS} seeds; give fewer")
-    return list(seeds)
+    whole = str(text).strip()
+    if match := re.fullmatch("([0-9]+)-([0-9]+)", whole):
+        low, high = int(match[1]), int(match[2]) + 1
+    elif re.fullmatch("[0-9]+", whole):
+        low, high = first, first + int(whole)
+    elif re.fullmatch("[0-9]+( *, *[0-9]+)* *,?", whole):
+        return [int(part) for part in whole.split(",") if part.strip()]
+    else:
+        raise InputError(f"seeds {text!r} is neither a number, a range like 2-5, nor a list like 0,4,7")
+    if not 0 < high - low <= _MOST_SEEDS:
+        raise InputError(f"seeds {text!r} names {high - low if high > low else 'no'} seeds; give 1 to {_MOST_SEEDS}")
+    return list(range(low, high))

@@ -223,6 +223,7 @@ def test_a_number_of_seeds_counts_from_the_first():
 
 @pytest.mark.parametrize("text", [
     "", "0", 0, "-3", "x", "1.5", "5-2", "1-2-3", ",", "1,x", "-1,2", "3,-1", "2-", "1 2",
+    "99999999999999999999", "0-99999999999999999999", "٣", "1_0", "+3",
 ])
 def test_bad_seeds_are_refused(text):
     with pytest.raises(InputError, match="seeds"):

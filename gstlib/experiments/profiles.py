@@ -101,11 +101,11 @@ def parse_seeds(text: str | int | Iterable[int], first: int = 0) -> list[int]:
     if not isinstance(text, (int, str)):
         return [int(seed) for seed in text]
     whole = str(text).strip()
-    if match := re.fullmatch("([0-9]+)-([0-9]+)", whole):
+    if match := re.fullmatch("([0-9]{1,12})-([0-9]{1,12})", whole):
         low, high = int(match[1]), int(match[2]) + 1
-    elif re.fullmatch("[0-9]+", whole):
+    elif re.fullmatch("[0-9]{1,12}", whole):
         low, high = first, first + int(whole)
-    elif re.fullmatch("[0-9]+( *, *[0-9]+)* *,?", whole):
+    elif re.fullmatch("[0-9]{1,12}( *, *[0-9]{1,12})* *,?", whole):
         return [int(part) for part in whole.split(",") if part.strip()]
     else:
         raise InputError(f"seeds {text!r} is neither a number, a range like 2-5, nor a list like 0,4,7")

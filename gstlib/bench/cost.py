@@ -1,9 +1,8 @@
 """What the figures cost at each profile: runs, epochs, operations, hours on an H100 and on a CPU of two cores.
 
-Runs and operations are counted from the experiments' own specifications.
-Hours come from what a results folder holds (stored runs, and `bench*.json` as
-`python -m gstlib bench` writes it), and say so; without it they are a target
-or the floor, and say that.  Imports torch only to count operations.
+Runs and operations are counted from the experiments' own specifications.  Hours come from what a results folder holds
+(stored runs, and `bench*.json` as `python -m gstlib bench` writes it), and say so; without it they are a target or the
+floor, and say that.  Imports torch only to count operations.
 """
 
 from __future__ import annotations
@@ -80,10 +79,8 @@ def tests(spec: RunSpec) -> tuple[int, int, int]:
 def load(spec: RunSpec) -> tuple[int, float]:
     """A run's floating-point operations, and the least seconds that an H100 needs for them.
 
-    Counted are training, whole test passes (each tested epoch, each strike),
-    and at the end every image of the set.  The least is the larger of
-    operations over peak and memory traffic over bandwidth, training and
-    testing apart.
+    Counted are training, whole test passes (each tested epoch, each strike), and at the end every image of the set.
+    The least is the larger of operations over peak and memory traffic over bandwidth, training and testing apart.
     """
     from gstlib.bench.operations import count
 
@@ -99,13 +96,11 @@ def load(spec: RunSpec) -> tuple[int, float]:
 def durations(store: Store) -> Callable[[RunSpec, str], tuple[float, str]]:
     """A function (specification, "cuda" or "cpu") -> seconds of a run, and what they rest on.
 
-    The seconds are its share of the time of an H100, or of `CORES` cores: the
-    mean of the stored runs of the same shape, else the fastest row of its
-    network in a benchmark; on a GPU else the target, else the floor.  They are
-    nan where nothing is known, as for narrow networks on a GPU.  A benchmark
-    and a target are scaled by operations; for a narrower network that is a
-    lower bound, since small operations take longer than their number says,
-    and so it is for float32, since both are those of bf16.
+    The seconds are its share of the time of an H100, or of `CORES` cores: the mean of the stored runs of the same
+    shape, else the fastest row of its network in a benchmark; on a GPU else the target, else the floor.  They are nan
+    where nothing is known, as for narrow networks on a GPU.  A benchmark and a target are scaled by operations; for a
+    narrower network that is a lower bound, since small operations take longer than their number says, and so it is for
+    float32, since both are those of bf16.
     """
     stored, paces = defaultdict(list), defaultdict(list)
     for _, spec, about in store.about():
@@ -143,9 +138,8 @@ def _shape(spec: RunSpec, sizes) -> tuple:
 def by_figure(store: Store, profile: str) -> pd.DataFrame:
     """A row a figure at `profile` with its number of seeds, and one for all figures together.
 
-    Columns: figure, runs (each specification once), shared (runs that a
-    figure above has already), epochs, operations, floor (hours at an H100's
-    peak), gpu and cpu (hours; nan: unknown), gpu_basis and cpu_basis.
+    Columns: figure, runs (each specification once), shared (runs that a figure above has already), epochs, operations,
+    floor (hours at an H100's peak), gpu and cpu (hours; nan: unknown), gpu_basis and cpu_basis.
     """
     size, duration = experiments.profile(profile), durations(store)
     # what a run costs does not depend on the images, so the fingerprint may be anything

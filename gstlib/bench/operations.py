@@ -14,7 +14,7 @@ from gstlib.data import SIDE
 
 
 class Count(NamedTuple):
-    """Of one image's forward pass: multiply-accumulates, numbers that convolutions and linear layers write; parameters."""
+    """Of one image's forward pass: multiply-accumulates, numbers that layers with weights write; and parameters."""
 
     products: int
     activations: int

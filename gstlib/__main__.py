@@ -180,8 +180,7 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("figures", nargs="*", metavar="FIGURE",
                              help=f"which figures: {', '.join(experiments.EXPERIMENTS)}; default all")
             sub.add_argument("--profile", default="smoke", help=f"{', '.join(experiments.PROFILES)}; default: smoke")
-            sub.add_argument("--data", help="digits, cifar10, or the path of a folder or archive of images; "
-                                            "default: the profile's")
+            sub.add_argument("--data", help="digits, cifar10, or a folder or archive of images; default: the profile's")
             sub.add_argument("--seeds", help="a number of seeds, a range 2-5 or a list 0,4,7; default: the profile's")
         if as_json:
             sub.add_argument("--json", action="store_true", help="print JSON")
@@ -192,8 +191,7 @@ def parser() -> argparse.ArgumentParser:
     for sub in (listing, run, measure):
         sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     for sub in (listing, run):
-        sub.add_argument("--campaign", action="store_true",
-                         help="instead of figures at a profile: everything still missing, most valuable first")
+        sub.add_argument("--campaign", action="store_true", help="all that is missing, most valuable first; no FIGURE")
     run.add_argument("--workers", type=int, help="runs at a time on a CPU (default: one a core), GPUs (default: all)")
     run.add_argument("--replicas", type=int, help="runs in lockstep on one GPU (default: 10, or what memory holds)")
     run.add_argument("--time-limit", type=float, metavar="MINUTES",
@@ -203,8 +201,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--executor", help="local (this process), processes (a worker a core or GPU) or ray (a cluster); "
                                         "default: processes where there are several cores or GPUs")
     run.add_argument("--address", help="of a running Ray cluster, or auto; default: a cluster made of this machine")
-    run.add_argument("--gpus-per-group", type=float, default=1.0, metavar="PART",
-                     help="of a GPU for each group on a Ray cluster (default: %(default)s)")
+    run.add_argument("--gpus-per-group", type=float, default=1.0, metavar="PART", help="of a GPU on Ray; default: 1")
     run.add_argument("--quiet", action="store_true", help="no progress bar")
     for sub in (add(command_export, as_json=False), add(command_import, figures=False, as_json=False)):
         sub.add_argument("--archive", required=True, metavar="FILE", help="the archive, a zip file")

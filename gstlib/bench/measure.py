@@ -24,7 +24,6 @@ from tqdm import tqdm
 
 from gstlib import models
 from gstlib.bench import cost
-from gstlib.bench.operations import count
 from gstlib.convolution import Conv2d
 from gstlib.data import SIDE, Images
 from gstlib.errors import InputError, check_choice
@@ -47,7 +46,7 @@ class Effort(NamedTuple):
     def steps(self, spec: RunSpec) -> int:
         """Training steps in a block, at most an epoch's."""
         epoch = -(-cost.images(spec)[0] // spec.optimiser.batch_size)
-        return max(1, round(min(epoch, self.products / count(spec.model.name, spec.model.width).products)))
+        return max(1, round(min(epoch, self.products / cost.count(spec.model.name, spec.model.width).products)))
 
 
 @functools.lru_cache(maxsize=2)
@@ -204,7 +203,7 @@ def row(case: Case, timing: Timing | None, plain: float, device: torch.device, p
     if timing is None:
         return about | {"steps_per_s": None, "ratio_to_plain_loop": None, "note": "does not fit into memory"}
     (train_images, test_images), (tested, events, strikes) = cost.images(spec), cost.tests(spec)
-    counted = count(spec.model.name, spec.model.width, spec.data.classes)
+    counted = cost.count(spec.model.name, spec.model.width, spec.data.classes)
     step = timing.step / case.replicas
     # tested side by side on a CPU, in turn on a GPU
     image = timing.test / (min(case.replicas, cores()) if device.type == "cpu" else 1)

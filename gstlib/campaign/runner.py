@@ -103,7 +103,8 @@ def train_all(store: Store, find: Callable[[str], list[Task]], device: str = "au
     clock, show = Clock(time_limit, None if executor == "ray" else chosen), Display(todo, quiet)
     with _signals() as signals, Leases(store.path / "leases") as leases, show.bar:
         work = Work(store, todo, replicas or (REPLICAS if on_gpu else 1), clock, leases, checkpoints, show)
-        setting = Setting(chosen, workers, checkpoints, lambda: signals or clock.over(), show, gpus_per_group)
+        setting = Setting(chosen, workers, checkpoints, lambda: signals or time.monotonic() >= clock.deadline, show,
+                          gpus_per_group)
         _train(work, EXECUTORS[executor](setting), setting)
     if signals:
         raise Interrupted(signals[0])

@@ -39,10 +39,6 @@ class Clock:
         self.deadline = float("inf") if minutes is None else time.monotonic() + 60 * minutes
         self.device, self.seconds = device, {}
 
-    def over(self) -> bool:
-        """Whether the time is up."""
-        return time.monotonic() >= self.deadline
-
     def allows(self, specs: list[RunSpec], epoch: int) -> bool:
         """Whether runs of one shape, trained in lockstep from `epoch` on, would end in time."""
         shape = train.shape(specs[0])

@@ -16,8 +16,6 @@ from gstlib import experiments, files
 from gstlib.errors import InputError, plain
 from gstlib.store import NewerSchema, Store, export, import_
 
-RESULTS = "results"
-
 
 def _runs(args) -> list[tuple[str, experiments.Labelled]]:
     """(figure, labelled run) of everything asked for."""
@@ -54,8 +52,7 @@ def command_list(args) -> int:
 
 
 def _list_campaign(args, store: Store) -> int:
-    """What the campaign lacks, in order, with the seconds each run would take on the device at hand: its share of a
-    lockstep group's time on a GPU, alone on a CPU."""
+    """What the campaign lacks, in order, with seconds a run here: on a GPU its share of a lockstep group's."""
     from gstlib.campaign import runner, todo
     from gstlib.training import pace
     from gstlib.training.engine import pick_device
@@ -126,9 +123,7 @@ def command_verify(args) -> int:
 def command_export(args) -> int:
     """Pack stored runs into one archive (all of them; or the stored ones of the figures named)."""
     store = _existing(args.results)
-    ids = None
-    if args.figures:
-        ids = {run.spec.id for _, run in _runs(args)} & set(store.ids())
+    ids = {run.spec.id for _, run in _runs(args)} & set(store.ids()) if args.figures else None
     print(f"{export(store, args.archive, ids)} runs packed into {args.archive}")
     return 0
 
@@ -144,8 +139,8 @@ def command_import(args) -> int:
 
 
 def command_bench(args) -> int:
-    """Measure steps per second against a plain PyTorch loop, what each technique gives, and what events and scores cost."""
-    from gstlib import bench
+    """Measure steps per second against a plain PyTorch loop, what each technique gives, what events and scores cost."""
+    from gstlib.bench import measure
     from gstlib.training.engine import pick_device
 
     def keep(result: dict) -> None:
@@ -158,8 +153,8 @@ def command_bench(args) -> int:
                 raise InputError(f"the figures cannot be written to {place} ({error.strerror}); "
                                  "name a file in a folder that can be written to") from error
 
-    result = bench.run(pick_device(args.device), args.quick, args.models, args.replicas, args.techniques, keep)
-    print(json.dumps(result, indent=1) if args.json else bench.report(result))
+    result = measure.run(pick_device(args.device), args.quick, args.models, args.replicas, args.techniques, keep)
+    print(json.dumps(result, indent=1) if args.json else measure.report(result))
     return 0
 
 
@@ -179,15 +174,13 @@ def parser() -> argparse.ArgumentParser:
         name, text = function.__name__.removeprefix("command_"), function.__doc__ or ""  # none under python -OO
         sub = commands.add_parser(name, help=text.split(";")[0].rstrip("."), description=text)
         sub.set_defaults(function=function)
-        sub.add_argument("--results", default=os.environ.get("GSTLIB_RESULTS", RESULTS), metavar="DIR",
+        sub.add_argument("--results", default=os.environ.get("GSTLIB_RESULTS", "results"), metavar="DIR",
                          help="folder of stored runs (default: %(default)s)")
         if figures:
             sub.add_argument("figures", nargs="*", metavar="FIGURE",
                              help=f"which figures: {', '.join(experiments.EXPERIMENTS)}; default all")
-            sub.add_argument("--profile", default="smoke",
-                             help=f"{', '.join(experiments.PROFILES)} (default: %(default)s)")
-            sub.add_argument("--data", help="digits, cifar10, or the path of a folder or archive of images; "
-                                            "default: the profile's")
+            sub.add_argument("--profile", default="smoke", help=f"{', '.join(experiments.PROFILES)}; default: smoke")
+            sub.add_argument("--data", help="digits, cifar10, or a folder or archive of images; default: the profile's")
             sub.add_argument("--seeds", help="a number of seeds, a range 2-5 or a list 0,4,7; default: the profile's")
         if as_json:
             sub.add_argument("--json", action="store_true", help="print JSON")
@@ -198,9 +191,8 @@ def parser() -> argparse.ArgumentParser:
     for sub in (listing, run, measure):
         sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     for sub in (listing, run):
-        sub.add_argument("--campaign", action="store_true",
-                         help="instead of figures at a profile: everything still missing, most valuable first")
-    run.add_argument("--workers", type=int, help="runs at a time on a CPU (default: one a core), or GPUs (default: all)")
+        sub.add_argument("--campaign", action="store_true", help="all that is missing, most valuable first; no FIGURE")
+    run.add_argument("--workers", type=int, help="runs at a time on a CPU (default: one a core), GPUs (default: all)")
     run.add_argument("--replicas", type=int, help="runs in lockstep on one GPU (default: 10, or what memory holds)")
     run.add_argument("--time-limit", type=float, metavar="MINUTES",
                      help="stop then: what cannot end in time is begun last, and goes on from its checkpoint next time")
@@ -209,17 +201,16 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--executor", help="local (this process), processes (a worker a core or GPU) or ray (a cluster); "
                                         "default: processes where there are several cores or GPUs")
     run.add_argument("--address", help="of a running Ray cluster, or auto; default: a cluster made of this machine")
-    run.add_argument("--gpus-per-group", type=float, default=1.0, metavar="PART",
-                     help="of a GPU for each group on a Ray cluster (default: %(default)s)")
+    run.add_argument("--gpus-per-group", type=float, default=1.0, metavar="PART", help="of a GPU on Ray; default: 1")
     run.add_argument("--quiet", action="store_true", help="no progress bar")
     for sub in (add(command_export, as_json=False), add(command_import, figures=False, as_json=False)):
         sub.add_argument("--archive", required=True, metavar="FILE", help="the archive, a zip file")
     measure.add_argument("--quick", action="store_true", help="few steps a figure; minutes instead of tens of them")
     measure.add_argument("--models", nargs="+", metavar="NAME", help="of conv4, vgg11 and resnet18; default: all")
     measure.add_argument("--replicas", nargs="+", type=int, metavar="N",
-                         help="numbers of runs in lockstep; default: 1 2 5 10 20, and 1 5 or the number of cores when quick")
+                         help="numbers of runs in lockstep; default: 1 2 5 10 20; quick: 1 and 5, or 1 and all cores")
     measure.add_argument("--techniques", nargs="*", metavar="NAME",
-                         help="what to leave off, one after the other, of bf16, channels-last, capture, streams, fuse and "
+                         help="what to leave off, one after the other, of bf16, channels-last, capture, streams, fuse, "
                               "autotune; default: all that are in use, no name: none")
     measure.add_argument("--output", metavar="FILE", help="write the JSON there, anew after every measurement")
     return top

@@ -69,7 +69,7 @@ def campaign(first_seed: int = 0, number: int = 4) -> list[Labelled]:
 def go(results: Path, runs: list[Labelled], **options) -> runner.Outcome:
     """Train what is missing, in this process unless told otherwise, with a checkpoint every 100 ms."""
     options = {"workers": 1, "executor": "local", "quiet": True, "checkpoint_every": 0.1} | options
-    return runner.run(Store(results), runs, digits(), "digits", "faults", "cpu", **options)
+    return runner.run(Store(results), runs, "digits", "faults", "cpu", **options)
 
 
 def rows(results: Path, labelled: Labelled) -> dict[str, str]:

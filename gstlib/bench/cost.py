@@ -1,9 +1,8 @@
 """What the figures cost at each profile: runs, epochs, operations, hours on an H100 and on a CPU of two cores.
 
-Runs and operations are counted from the experiments' own specifications.
-Hours come from what a results folder holds (stored runs, and `bench*.json` as
-`python -m gstlib bench` writes it), and say so; without it they are a target
-or the floor, and say that.  Imports torch only to count operations.
+Runs and operations are counted from the experiments' own specifications.  Hours come from what a results folder holds
+(stored runs, and `bench*.json` as `python -m gstlib bench` writes it), and say so; without it they are a target or the
+floor, and say that.  Imports torch only to count operations.
 """
 
 from __future__ import annotations
@@ -14,11 +13,12 @@ import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import pandas as pd
 from tabulate import tabulate
 
-from gstlib import experiments
+from gstlib import data, experiments
 from gstlib.errors import InputError
 from gstlib.spec import DataSpec, RunSpec
 from gstlib.store import Store
@@ -52,8 +52,8 @@ def benchmarks(store: Store) -> list[dict]:
 
 def paper_spec(model: str) -> RunSpec:
     """The first pruned run, at profile `paper`, of the figure that stands for `model`."""
-    data = DataSpec("cifar10", "random images")
-    runs = experiments.experiment(FIGURES[model]).runs(experiments.profile("paper"), data, [0])
+    known = DataSpec("cifar10", "random images")
+    runs = experiments.experiment(FIGURES[model]).runs(experiments.profile("paper"), known, [0])
     return next(run.spec for run in runs if run.spec.pruning is not None)
 
 
@@ -76,17 +76,55 @@ def tests(spec: RunSpec) -> tuple[int, int, int]:
     return sum(map(spec.tested_after, epochs)), sum(map(bool, strikes)), sum(strikes)
 
 
+class Count(NamedTuple):
+    """Of one image's forward pass: multiply-accumulates, outputs of convolutions and linear layers; parameters."""
+
+    products: int
+    activations: int
+    parameters: int
+
+    def operations(self, images: int, training: bool = True) -> int:
+        """Floating-point operations on so many images: two a product, and training takes three forward passes."""
+        return (6 if training else 2) * self.products * images
+
+    def traffic(self, images: float, precision: str, training: bool = True) -> float:
+        """Least bytes that a training step, or a test of so many images, moves to and from memory, all being fused
+        that can be: uint8 images read; what convolutions and linear layers write, and in training its gradient, written
+        and read once in the training precision.  A step also reads the weights forward and backward in that precision,
+        and in float32 writes and reads gradients, and reads and writes parameters and Adam's two moments.
+        """
+        size = 2 if precision == "bf16" else 4
+        moved = images * ((4 if training else 2) * size * self.activations + 3 * data.SIDE**2)
+        return moved + training * self.parameters * (2 * size + 8 * 4)
+
+
+@functools.cache
+def count(model: str, width: float = 1.0, classes: int = 10) -> Count:
+    """What the convolutions and linear layers of `model` compute; all other layers are negligible."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from gstlib import models
+
+    with torch.device("meta"):
+        network, image = models.build(model, classes, width).eval(), torch.empty(1, 3, data.SIDE, data.SIDE)
+    written = dict.fromkeys((torch.ops.aten.convolution, torch.ops.aten.mm, torch.ops.aten.addmm),
+                            lambda *_, out_shape, **__: math.prod(out_shape))
+    with FlopCounterMode(display=False) as products:
+        network(image)
+    with FlopCounterMode(display=False, custom_mapping=written) as activations:
+        network(image)
+    return Count(products.get_total_flops() // 2, activations.get_total_flops(),
+                 sum(p.numel() for p in network.parameters()))
+
+
 @functools.cache
 def load(spec: RunSpec) -> tuple[int, float]:
     """A run's floating-point operations, and the least seconds that an H100 needs for them.
 
-    Counted are training, whole test passes (each tested epoch, each strike),
-    and at the end every image of the set.  The least is the larger of
-    operations over peak and memory traffic over bandwidth, training and
-    testing apart.
+    Counted are training, whole test passes (each tested epoch, each strike), and at the end every image of the set.
+    The least is the larger of operations over peak and memory traffic over bandwidth, training and testing apart.
     """
-    from gstlib.bench.operations import count
-
     (train, test), (tested, _, strikes), o = images(spec), tests(spec), spec.optimiser
     counted = count(spec.model.name, spec.model.width, spec.data.classes)
     steps, measured = math.ceil(train / o.batch_size), (tested + strikes) * test + sum(whole(spec))
@@ -99,13 +137,11 @@ def load(spec: RunSpec) -> tuple[int, float]:
 def durations(store: Store) -> Callable[[RunSpec, str], tuple[float, str]]:
     """A function (specification, "cuda" or "cpu") -> seconds of a run, and what they rest on.
 
-    The seconds are its share of the time of an H100, or of `CORES` cores: the
-    mean of the stored runs of the same shape, else the fastest row of its
-    network in a benchmark; on a GPU else the target, else the floor.  They are
-    nan where nothing is known, as for narrow networks on a GPU.  A benchmark
-    and a target are scaled by operations; for a narrower network that is a
-    lower bound, since small operations take longer than their number says,
-    and so it is for float32, since both are those of bf16.
+    The seconds are its share of the time of an H100, or of `CORES` cores: the mean of the stored runs of the same
+    shape, else the fastest row of its network in a benchmark; on a GPU else the target, else the floor.  They are nan
+    where nothing is known, as for narrow networks on a GPU.  A benchmark and a target are scaled by operations; for a
+    narrower network that is a lower bound, since small operations take longer than their number says, and so it is for
+    float32, since both are those of bf16.
     """
     stored, paces = defaultdict(list), defaultdict(list)
     for _, spec, about in store.about():
@@ -143,16 +179,16 @@ def _shape(spec: RunSpec, sizes) -> tuple:
 def by_figure(store: Store, profile: str) -> pd.DataFrame:
     """A row a figure at `profile` with its number of seeds, and one for all figures together.
 
-    Columns: figure, runs (each specification once), shared (runs that a
-    figure above has already), epochs, operations, floor (hours at an H100's
-    peak), gpu and cpu (hours; nan: unknown), gpu_basis and cpu_basis.
+    Columns: figure, runs (each specification once), shared (runs that a figure above has already), epochs, operations,
+    floor (hours at an H100's peak), gpu and cpu (hours; nan: unknown), gpu_basis and cpu_basis.
     """
     size, duration = experiments.profile(profile), durations(store)
     # what a run costs does not depend on the images, so the fingerprint may be anything
-    data, seeds = experiments.data_spec(size, size.data, "0" * 64), range(size.first_seed, size.first_seed + size.seeds)
+    known = experiments.data_spec(size, size.data, "0" * 64)
+    seeds = range(size.first_seed, size.first_seed + size.seeds)
     wanted, seen, rows = [], {}, []
     for figure in experiments.EXPERIMENTS.values():
-        runs = {run.spec.id: replace(run.spec, seed=0) for run in figure.runs(size, data, seeds)}
+        runs = {run.spec.id: replace(run.spec, seed=0) for run in figure.runs(size, known, seeds)}
         wanted.append((figure.name, len(runs.keys() & seen.keys()), runs.values()))
         seen |= runs
     for name, shared, specs in (*wanted, (ALL, 0, seen.values())):

@@ -1,8 +1,7 @@
 """How fast training is, against the loop that a PyTorch user would write and against what the device could do.
 
-Everything runs on random images of CIFAR-10's shape: timing needs no others.
-Network, masks and events are those of the paper's figures at profile
-`paper`; the plain loop trains the same network unmasked.
+Everything runs on random images of CIFAR-10's shape: timing needs no others.  Network, masks and events are those of
+the paper's figures at profile `paper`; the plain loop trains the same network unmasked.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ from tqdm import tqdm
 
 from gstlib import models
 from gstlib.bench import cost
-from gstlib.bench.operations import count
 from gstlib.convolution import Conv2d
 from gstlib.data import SIDE, Images
 from gstlib.errors import InputError, check_choice
@@ -48,7 +46,7 @@ class Effort(NamedTuple):
     def steps(self, spec: RunSpec) -> int:
         """Training steps in a block, at most an epoch's."""
         epoch = -(-cost.images(spec)[0] // spec.optimiser.batch_size)
-        return max(1, round(min(epoch, self.products / count(spec.model.name, spec.model.width).products)))
+        return max(1, round(min(epoch, self.products / cost.count(spec.model.name, spec.model.width).products)))
 
 
 @functools.lru_cache(maxsize=2)
@@ -87,7 +85,7 @@ class Timing(NamedTuple):
 
 
 def _timed(device: torch.device, act: Callable[[], object]) -> float:
-    wait = functools.partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    wait = functools.partial(getattr(torch, device.type).synchronize, device)  # does nothing on a CPU
     wait()
     began = time.perf_counter()
     act()
@@ -140,10 +138,9 @@ def measure_all(case: Case, device: torch.device, how: Effort) -> Timing:
 def plain_loop(spec: RunSpec, device: torch.device, how: Effort) -> float:
     """Seconds of a step (median over blocks) of the loop that a PyTorch user would write for `spec`'s network.
 
-    torchvision's CIFAR10 with transforms, DataLoader with random order and
-    workers (2, or 4 and pinned memory on a GPU), eager, float32 with TF32
-    allowed, torch's own convolutions, strides and number of threads, Adam,
-    loss and accuracy read after every step.  The workers begin before the clock.
+    torchvision's CIFAR10 with transforms, DataLoader with random order and workers (2, or 4 and pinned memory on a
+    GPU), eager, float32 with TF32 allowed, torch's own convolutions, strides and number of threads, Adam, loss and
+    accuracy read after every step.  The workers begin before the clock.
     """
     from torchvision import datasets, transforms  # takes seconds, which worker processes can do without
 
@@ -198,16 +195,15 @@ def peaks(device: torch.device, repeats: int = 10) -> dict[str, float]:
 def row(case: Case, timing: Timing | None, plain: float, device: torch.device, peak: Mapping[str, float]) -> dict:
     """A row of the table: rates summed over replicas; everything else is one run's share of its group's time.
 
-    Times in seconds where the name does not say ms; `gap` is the time of a
-    step over the larger of its two floors; operations and bytes are counts.
-    Without a `timing` the replicas did not fit into memory.
+    Times in seconds where the name does not say ms; `gap` is the time of a step over the larger of its two floors;
+    operations and bytes are counts.  Without a `timing` the replicas did not fit into memory.
     """
     spec, o = case.spec, case.spec.optimiser
     about = {"model": spec.model.name, "device": device.type, "replicas": case.replicas}
     if timing is None:
         return about | {"steps_per_s": None, "ratio_to_plain_loop": None, "note": "does not fit into memory"}
     (train_images, test_images), (tested, events, strikes) = cost.images(spec), cost.tests(spec)
-    counted = count(spec.model.name, spec.model.width, spec.data.classes)
+    counted = cost.count(spec.model.name, spec.model.width, spec.data.classes)
     step = timing.step / case.replicas
     # tested side by side on a CPU, in turn on a GPU
     image = timing.test / (min(case.replicas, cores()) if device.type == "cpu" else 1)
@@ -223,9 +219,8 @@ def row(case: Case, timing: Timing | None, plain: float, device: torch.device, p
         "events_s_per_run": strikes * test_images * image + events * timing.event,
         "ms_per_step": 1e3 * step, "compute_floor_ms": 1e3 * compute, "memory_floor_ms": 1e3 * memory,
         "gap": step / max(compute, memory), "share_of_peak": compute / step, "peak_memory_bytes": timing.memory,
-        "operations_per_step": operations, "bytes_per_step": moved, "operations_per_run": cost.load(spec)[0],
-        "note": "",
-    }
+        "operations_per_step": operations, "bytes_per_step": moved,
+        "operations_per_run": cost.load(spec)[0], "note": ""}
 
 
 def without(technique: str, case: Case, device: torch.device, used: Sequence[str]) -> tuple[str, Case] | None:
@@ -241,19 +236,17 @@ def without(technique: str, case: Case, device: torch.device, used: Sequence[str
 
 def run(device: torch.device, quick: bool = False, networks: Sequence[str] | None = None,
         replicas: Sequence[int] | None = None, techniques: Sequence[str] | None = None,
-        keep: Callable[[dict], object] = lambda _: None, progress: bool = True) -> dict:
+        keep: Callable[[dict], object] = lambda _: None) -> dict:
     """Measure the engine on `device`: {"machine", "rows", "techniques", "costs"}, all JSON.
 
-    Rows are those of `row`; a number of replicas that memory does not hold has
-    one that says so in its note.  Techniques: steps/s with all of them and
-    without this one, and the quotient, for each that was in use.  Costs: of one
-    run alone, in ms and in training steps.
+    Rows are those of `row`; a number of replicas that memory does not hold has one that says so in its note.
+    Techniques: steps/s with all of them and without this one, and the quotient, for each that was in use.  Costs: of
+    one run alone, in ms and in training steps.
 
     quick: a few steps, 1 and 5 replicas (on a CPU one a core), techniques on VGG11 alone.
     networks, replicas, techniques: which of `cost.FIGURES`, which numbers of runs in lockstep (on a CPU shared out to a
     process a core), which of `TECHNIQUES` to leave off; None: all, 1 to 20.
     keep: called with the result so far after every measurement.
-    progress: show on standard error what is being measured.
     """
     cuda, began = device.type == "cuda", time.perf_counter()
     networks, tried = cost.FIGURES if networks is None else networks, TECHNIQUES if techniques is None else techniques
@@ -265,7 +258,7 @@ def run(device: torch.device, quick: bool = False, networks: Sequence[str] | Non
         raise InputError(f"replicas must be numbers from 1 on, not {min(replicas)}")
     how = {(True, True): Effort(3e9, 2, 10_000), (True, False): Effort(2e10, 3, 10_000),
            (False, True): Effort(3e8, 2, 125), (False, False): Effort(1e9, 3, 1000)}[cuda, quick]
-    specs, bar = {model: cost.paper_spec(model) for model in networks}, tqdm(disable=not progress, unit="measurement")
+    specs, bar = {model: cost.paper_spec(model) for model in networks}, tqdm(unit="measurement")
     timings, gains, costs, peak = [], [], [], {}
 
     def done(what: str, act: Callable, *arguments):
@@ -282,12 +275,8 @@ def run(device: torch.device, quick: bool = False, networks: Sequence[str] | Non
                         "costs": costs})
         return result
 
-    def find_peaks() -> dict:
-        for name, rate in done("peak rates", peaks, device).items():
-            peak[name] = max(rate, peak.get(name, 0.0))
-        return kept()
-
-    find_peaks()
+    peak |= done("peak rates", peaks, device)
+    kept()
     for model, spec in specs.items():
         plain, fitting = done(f"{model}, plain loop", plain_loop, spec, device, how), {}
         for n in replicas:
@@ -314,19 +303,20 @@ def run(device: torch.device, quick: bool = False, networks: Sequence[str] | Non
                 gains.append(about | {"replicas": n, "technique": name, "steps_per_s": n / fitting[n].step,
                                       "steps_per_s_without": n / slower, "gain": slower / fitting[n].step})
                 kept()
-    result = find_peaks()  # again: whatever else the machine did can only have slowed one of the two
+    # again: whatever else the machine did can only have slowed one of the two
+    peak |= {name: max(rate, peak[name]) for name, rate in done("peak rates", peaks, device).items()}
     bar.close()
-    return result
+    return kept()
 
 
 def report(result: dict) -> str:
     """The result of `run` as text: machine, rows, techniques, costs."""
     machine = result["machine"]
-    parts = [f"{machine['device']}, {machine['cores']} cores, torch {machine['versions']['torch']}, "
+    about = (f"{machine['device']}, {machine['cores']} cores, torch {machine['versions']['torch']}, "
              f"{machine['finished']}; {machine['peak_operations_per_s'] / 1e12:.3g} TFLOP/s, "
-             f"{machine['peak_bytes_per_s'] / 1e9:.3g} GB/s measured"]
+             f"{machine['peak_bytes_per_s'] / 1e9:.3g} GB/s measured")
     constant = ["device", "batch_size", "precision", "operations_per_step", "bytes_per_step", "operations_per_run"]
     frames = [pd.DataFrame(result[name]).drop(columns=constant, errors="ignore")
               for name in ("rows", "techniques", "costs") if result[name]]
-    parts += [frame.to_string(index=False, float_format="{:.3g}".format, na_rep="") for frame in frames]
-    return "\n\n".join(parts)
+    return "\n\n".join([about, *(frame.to_string(index=False, float_format="{:.3g}".format, na_rep="")
+                                 for frame in frames)])

@@ -2,9 +2,7 @@
 
 leases     which process trains what
 todo       what is missing, most valuable first
-clock      how long runs take, and whether they still fit into a time limit
-work       what is left, and what became of what was done
+work       what is left and fits into a time limit, what became of what was done, the bar that shows it
 executors  where groups of runs are trained
-display    the bar
 runner     the loop over all of it; its `run`, `train_missing` and `run_campaign` are the room's door
 """

@@ -35,7 +35,6 @@ class Setting:
     device: torch.device
     workers: int | None
     checkpoints: Checkpoints
-    load: Callable[[str], data.Images]
     stop: Callable[[], bool]
     show: Callable[[train.Progress], None]
     gpus_per_group: float
@@ -65,12 +64,12 @@ class Local:
     """One group after the other, in this process: a future from here is done."""
 
     def __init__(self, setting: Setting):
-        self.setting, self.slots, self.news = setting, 1, tuple
+        self.setting, self.slots, self.news, self.load = setting, 1, tuple, functools.cache(data.load)
         self.stop = self.close = lambda now=False: None
 
     def submit(self, specs: list[RunSpec], source: str, profile: str) -> Future:
         s, future = self.setting, Future()
-        future.set_result(attempt(specs, s.load(source), s.device, profile, s.show, s.checkpoints, s.stop))
+        future.set_result(attempt(specs, self.load(source), s.device, profile, s.show, s.checkpoints, s.stop))
         return future
 
 
@@ -172,8 +171,7 @@ def connect(address: str | None, device: str, workers: int | None) -> torch.devi
 class OnRay:
     """A group at a time on every CPU of a Ray cluster, or on every `gpus_per_group`-th part of its GPUs.
 
-    What a lost worker or node had is taken up by the rest of the cluster; for that the results folder and the data
-    must be at the same path on every node.
+    The rest of the cluster takes up what a lost worker or node had: results and data are at one path on every node.
     """
 
     def __init__(self, setting: Setting):
@@ -186,8 +184,8 @@ class OnRay:
         options = {"num_cpus": 0, "scheduling_strategy": here}
         self.orders, self.reports = Queue(actor_options=options), Queue(actor_options=options)
         self.kind, self.part = ("GPU", setting.gpus_per_group) if setting.device.type == "cuda" else ("CPU", 1)
-        # retries are `Work`'s: it knows how far the checkpoints are
         needs = {"num_cpus": 0} | {f"num_{self.kind.lower()}s": self.part}
+        # retries are `Work`'s: it knows how far the checkpoints are
         self.task = ray.remote(max_retries=0, **needs)(_ray_task)
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import signal
 import threading
 import time
@@ -13,13 +12,11 @@ from math import inf
 
 import torch
 
-from gstlib import data, experiments
-from gstlib.campaign.clock import Clock
-from gstlib.campaign.display import Display
+from gstlib import experiments
 from gstlib.campaign.executors import EXECUTORS, Setting, connect
 from gstlib.campaign.leases import Leases
 from gstlib.campaign.todo import Task, campaign, missing, plan
-from gstlib.campaign.work import Outcome, Work
+from gstlib.campaign.work import Clock, Display, Outcome, Work
 from gstlib.errors import InputError, check_choice
 from gstlib.experiments import Labelled
 from gstlib.store import Store
@@ -39,11 +36,9 @@ class Interrupted(KeyboardInterrupt):
         self.signum = signum
 
 
-def run(store: Store, runs: Iterable[Labelled], images: data.Images, source: str, profile: str, device: str = "auto",
-        **options) -> Outcome:
-    """`train_all` for `runs` on `images`, which are what `data.load(source)` gives."""
-    return train_all(store, lambda _: [Task(*run, profile, source) for run in runs], device, lambda _: images,
-                     **options)
+def run(store: Store, runs: Iterable[Labelled], source: str, profile: str, device: str = "auto", **options) -> Outcome:
+    """`train_all` for `runs`, whose images are those of `data.load(source)`."""
+    return train_all(store, lambda _: [Task(*run, profile, source) for run in runs], device, **options)
 
 
 def train_missing(store: Store, figures: Iterable[str], profile: str, source: str | None = None, seeds=None,
@@ -59,15 +54,14 @@ def run_campaign(store: Store, source: str | None = None, device: str = "auto", 
                                           for stage, run in campaign(kind, source)], device, **options)
 
 
-def train_all(store: Store, find: Callable[[str], list[Task]], device: str = "auto", load: Callable | None = None,
-              workers: int | None = None, replicas: int | None = None, time_limit: float | None = None,
-              quiet: bool = False, executor: str | None = None, address: str | None = None,
-              gpus_per_group: float = 1.0, checkpoint_every: float = 300.0) -> Outcome:
+def train_all(store: Store, find: Callable[[str], list[Task]], device: str = "auto", workers: int | None = None,
+              replicas: int | None = None, time_limit: float | None = None, quiet: bool = False,
+              executor: str | None = None, address: str | None = None, gpus_per_group: float = 1.0,
+              checkpoint_every: float = 300.0) -> Outcome:
     """What became of all tasks, once those that `store` lacks are trained and stored, each as it ends.
 
     find: gives the tasks for a type of device.
     device: auto, cpu, cuda (every GPU of this machine) or cuda:N.
-    load: gives the images of a task's source; None: `data.load`.
     workers: groups trained at a time; None: one a GPU, or one a core, since a run on a CPU has one thread.
     replicas: most runs of one shape that are trained in lockstep; None: 10 on a GPU, or what its memory holds.
     time_limit: minutes; what would not end in time is begun last, and goes on from its checkpoint another time.
@@ -95,10 +89,10 @@ def train_all(store: Store, find: Callable[[str], list[Task]], device: str = "au
     tasks = find(chosen.type)
     todo = missing(store, tasks)
     stored = len({task.spec.id for task in tasks}) - len(todo)
-    for task in todo:
-        train.check(task.spec)
     if not todo:
         return Outcome(stored)
+    for task in todo:
+        train.check(task.spec)
     store.check_writable()
     on_gpu = chosen.type == "cuda"
     if executor != "ray":
@@ -109,8 +103,8 @@ def train_all(store: Store, find: Callable[[str], list[Task]], device: str = "au
     clock, show = Clock(time_limit, None if executor == "ray" else chosen), Display(todo, quiet)
     with _signals() as signals, Leases(store.path / "leases") as leases, show.bar:
         work = Work(store, todo, replicas or (REPLICAS if on_gpu else 1), clock, leases, checkpoints, show)
-        setting = Setting(chosen, workers, checkpoints, load or functools.cache(data.load),
-                          lambda: signals or clock.over(), show, gpus_per_group)
+        setting = Setting(chosen, workers, checkpoints, lambda: signals or time.monotonic() >= clock.deadline, show,
+                          gpus_per_group)
         _train(work, EXECUTORS[executor](setting), setting)
     if signals:
         raise Interrupted(signals[0])

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 
-from gstlib.campaign.clock import Clock
-from gstlib.campaign.display import Display
+import torch
+from tqdm import tqdm
+
 from gstlib.campaign.leases import Leases
 from gstlib.campaign.todo import Task
 from gstlib.errors import InputError
+from gstlib.spec import RunSpec
 from gstlib.store import Store
-from gstlib.training import train
+from gstlib.training import pace, train
 from gstlib.training.checkpoint import Checkpoints
 
 RETRIES = 3  # how often a run is begun again after its worker was lost
@@ -28,11 +32,52 @@ class Outcome:
     failed: dict[str, str] = field(default_factory=dict)
 
 
+class Clock:
+    """Judges by runs of the same shape so far, else by a short measurement on `device` (None: all may begin)."""
+
+    def __init__(self, minutes: float | None, device: torch.device | None):
+        self.deadline = float("inf") if minutes is None else time.monotonic() + 60 * minutes
+        self.device, self.seconds = device, {}
+
+    def allows(self, specs: list[RunSpec], epoch: int) -> bool:
+        """Whether runs of one shape, trained in lockstep from `epoch` on, would end in time."""
+        shape = train.shape(specs[0])
+        if shape not in self.seconds and self.device is not None and self.deadline < float("inf"):
+            self.seconds[shape] = pace.seconds_per_run(specs[0], self.device, len(specs))
+        left = len(specs) * (1 - epoch / specs[0].optimiser.epochs)
+        return time.monotonic() + left * self.seconds.get(shape, 0) < self.deadline
+
+
+class Display:
+    """One bar over all epochs of all runs; its text shows the run, its epoch and its accuracy."""
+
+    def __init__(self, tasks: list[Task], quiet: bool):
+        self.tasks, self.epochs = {task.spec.id: task for task in tasks}, Counter()
+        self.bar = tqdm(total=sum(task.spec.optimiser.epochs for task in tasks), unit="epoch", disable=quiet,
+                        dynamic_ncols=True, smoothing=0.05, mininterval=0.5, desc=f"{len(tasks)} runs")
+
+    def __call__(self, p: train.Progress) -> None:
+        task = self.tasks[p.run_id]
+        self.bar.set_postfix_str(f"{task.label} seed {task.spec.seed}, epoch {p.epoch + 1}/{p.epochs}, "
+                                 f"test {100 * p.test_accuracy:.1f}%", refresh=False)
+        self.stands(p.run_id, p.epoch + 1)
+
+    def stands(self, run_id: str, epochs: int) -> None:
+        """So many epochs of a run are done, here or elsewhere."""
+        self.bar.update(epochs - self.epochs[run_id])
+        self.epochs[run_id] = epochs
+
+    def say(self, text: str, always: bool = False) -> None:
+        """A line above the bar; without a bar, only what must be said."""
+        if always or not self.bar.disable:
+            self.bar.write(text, file=sys.stderr)
+
+
 class Work:
     """The runs without an end yet, from which groups are taken.
 
     A run is in `open` until `_end` takes it out and its caller puts it into the outcome.  Groups are made up anew at
-    each `take`, from what is open, not taken and not another's: no list of them is kept that could lose a run.
+    each `take`, from what is open and not locked by us or another: no list of them is kept that could lose a run.
     """
 
     def __init__(self, store: Store, tasks: list[Task], replicas: int, clock: Clock, leases: Leases,
@@ -40,11 +85,10 @@ class Work:
         self.store, self.clock, self.leases, self.checkpoints, self.show = store, clock, leases, checkpoints, show
         self.open = {task.spec.id: task for task in tasks}
         self._outcome, self._replicas = Outcome(), replicas
-        self._taken: set[str] = set()
         self._elsewhere: dict[str, float] = {}  # when another was last seen to have a run
         self._alone: set[str] = set()  # runs of groups in which one failed
         self._fits: dict[tuple, int] = {}  # most replicas of a shape, once more did not fit
-        self._losses = dict.fromkeys(self.open, 0)
+        self._losses: Counter[str] = Counter()
         self._positions: dict[str, tuple[int, int]] = {}
         self._refresh(tasks)
 
@@ -67,7 +111,7 @@ class Work:
         """Store the rows of `group`."""
         for task, result in zip(group, results, strict=True):
             self.store.write(task.spec, result.provenance, result.tables)
-            self.clock.learn(task.spec, result.provenance["seconds"])
+            self.clock.seconds[train.shape(task.spec)] = result.provenance["seconds"]  # in company, a run's share
             self.checkpoints.remove(task.spec.id)
             self._outcome.trained.append(self._end(task))
 
@@ -102,14 +146,13 @@ class Work:
         """`group` is trained no more; it may be taken again, and goes on from its checkpoints."""
         self._refresh(group)
         for task in group:
-            self._taken.discard(task.spec.id)
             self.leases.release(task.spec.id)
 
     def _groups(self) -> list[list[Task]]:
         """Runs of one shape that stand at one position together, in the order in which they first come."""
         alike: dict[tuple, list[Task]] = {}
         for run_id, task in self.open.items():
-            if run_id not in self._taken and time.monotonic() - self._elsewhere.get(run_id, -1.0) >= 1.0:
+            if run_id not in self.leases.held and time.monotonic() - self._elsewhere.get(run_id, -1.0) >= 1.0:
                 alike.setdefault((train.shape(task.spec), task.profile, task.source, self._positions[run_id],
                                   run_id in self._alone and run_id), []).append(task)
         return [same[i:i + n] for (shape, *_), same in alike.items() for n in [self._fits.get(shape, self._replicas)]
@@ -137,7 +180,6 @@ class Work:
         for task in ours:
             if task not in together:
                 self.leases.release(task.spec.id)
-        self._taken.update(task.spec.id for task in together)
         return together
 
     def _refresh(self, tasks: list[Task]) -> None:
@@ -152,5 +194,4 @@ class Work:
     def _end(self, task: Task) -> str:
         """Take a run out of `open`; its id."""
         self.leases.release(task.spec.id)
-        self._taken.discard(task.spec.id)
         return self.open.pop(task.spec.id).spec.id

@@ -29,15 +29,11 @@ class Labelled(NamedTuple):
 
 
 class Experiment(NamedTuple):
-    """A figure's name, title, and the function that lists its runs.
-
-    `published_runs`: the paper's number of runs a configuration; None for what the paper did not run.
-    """
+    """A figure's name, title, and the function that lists its runs."""
 
     name: str
     title: str
     runs: Callable[[Profile, DataSpec, Iterable[int]], list[Labelled]]
-    published_runs: int | None = 10
 
 
 def _spec(profile: Profile, data: DataSpec, seed: int, model: str, *, pruning: PruningSpec | None = None,
@@ -225,14 +221,14 @@ def precision(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[La
 EXPERIMENTS = {e.name: e for e in (
     Experiment("figure1-vgg11", "Figure 1 top: instability and accuracy, VGG11", figure1_vgg11),
     Experiment("figure1-resnet18", "Figure 1 bottom: instability and accuracy, ResNet18", figure1_resnet18),
-    Experiment("figure1-resnet18-v4", "Figure 1 bottom, other readings", figure1_resnet18_v4, published_runs=None),
+    Experiment("figure1-resnet18-v4", "Figure 1 bottom, other readings", figure1_resnet18_v4),
     Experiment("figure2", "Figure 2: gap by pruned decile, Conv4", figure2),
-    Experiment("figure3", "Figure 3: structured and unstructured, ResNet18", figure3, published_runs=3),
+    Experiment("figure3", "Figure 3: structured and unstructured, ResNet18", figure3),
     Experiment("figure4", "Figure 4: iterative rate, VGG11", figure4),
     Experiment("figure5", "Figure 5: pruning and noise, VGG11", figure5),
-    Experiment("figureA1", "Figure A1: normality of activations, VGG19", figure_a1, published_runs=1),
+    Experiment("figureA1", "Figure A1: normality of activations, VGG19", figure_a1),
     Experiment("figureA2", "Figure A2: instability by epoch, VGG11", figure1_vgg11),
-    Experiment("precision", "bf16 against float32, VGG11", precision, published_runs=None),
+    Experiment("precision", "bf16 against float32, VGG11", precision),
 )}
 
 

@@ -12,7 +12,7 @@ from made_up import ABOUT, DATA, SMOKE, rows
 from torch import nn
 
 from gstlib import bench, experiments, models
-from gstlib.bench import cost, operations
+from gstlib.bench import cost
 from gstlib.errors import InputError
 from gstlib.spec import DataSpec
 from gstlib.store import Store
@@ -44,7 +44,7 @@ def figure(store, profile, name="figure1-vgg11"):
 def test_one_convolution_counted_by_hand(monkeypatch):
     monkeypatch.setattr(models, "build", lambda *_: nn.Sequential(nn.Conv2d(3, 8, 5, stride=2), nn.ReLU(), nn.Flatten(),
                                                                   nn.Linear(8 * 14 * 14, 10, bias=False)))
-    counted = operations.count.__wrapped__("anything")
+    counted = cost.count.__wrapped__("anything")
     assert counted.products == 14 * 14 * 8 * (5 * 5 * 3) + 1568 * 10
     assert counted.activations == 1568 + 10
     assert counted.parameters == 8 * 75 + 8 + 15680
@@ -58,8 +58,8 @@ def test_one_convolution_counted_by_hand(monkeypatch):
 
 @pytest.mark.parametrize("model, products", [("conv4", 20_741_120), ("vgg11", 152_769_536), ("resnet18", 555_422_720)])
 def test_operations_of_the_papers_networks(model, products):
-    assert bench.count(model).products == products
-    assert bench.count(model).parameters == sum(p.numel() for p in models.build(model).parameters())
+    assert cost.count(model).products == products
+    assert cost.count(model).parameters == sum(p.numel() for p in models.build(model).parameters())
 
 
 def test_what_is_measured_is_the_paper_profile():
@@ -95,7 +95,7 @@ def test_operations_and_floor_of_a_run_at_the_paper_s_scale():
 def test_sets_of_any_size_count_their_own_steps():
     spec = planned("figure1-vgg11", experiments.profile("paper"), DataSpec("cifar10", "0" * 64))[0]
     of = {n: cost.load(replace(spec, data=replace(spec.data, train_size=n)))[0] for n in (10_000, 20_000)}
-    assert of[20_000] - of[10_000] == 325 * 10_000 * 6 * bench.count("vgg11").products
+    assert of[20_000] - of[10_000] == 325 * 10_000 * 6 * cost.count("vgg11").products
     assert cost.images(replace(spec, data=DataSpec("digits", "0" * 64))) == (1442, 355)
 
 

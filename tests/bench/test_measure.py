@@ -33,8 +33,8 @@ def kept():
         patch.setattr(measure, "peaks", partial(measure.peaks, repeats=1))
         patch.setattr(measure, "Effort", lambda *_: BRIEF)
         patch.setattr(cost, "paper_spec", {model: narrow(model) for model in ("conv4", "vgg11")}.get)
-        bench.run(CPU, True, ["conv4", "vgg11"], [1], progress=False,
-                  keep=lambda result: results.append(json.dumps(result)))
+        measure.run(CPU, True, ["conv4", "vgg11"], [1],
+                    keep=lambda result: results.append(json.dumps(result)))
     return [json.loads(text) for text in results]
 
 
@@ -87,10 +87,10 @@ def test_every_measurement_is_kept_at_once(kept):
 
 
 def test_the_report_prints(kept):
-    text = bench.report(kept[-1])
+    text = measure.report(kept[-1])
     assert "ratio_to_plain_loop" in text and "channels-last" in text and "E[BN]" in text
     row = {"model": "vgg11", "device": "cuda", "replicas": 20, "steps_per_s": None, "note": "does not fit into memory"}
-    assert "does not fit" in bench.report({**kept[-1], "rows": [row], "techniques": [], "costs": []})
+    assert "does not fit" in measure.report({**kept[-1], "rows": [row], "techniques": [], "costs": []})
 
 
 def test_memory_that_runs_out_is_a_note(monkeypatch):
@@ -103,18 +103,18 @@ def test_memory_that_runs_out_is_a_note(monkeypatch):
     monkeypatch.setattr(measure, "peaks", lambda _: {"peak_operations_per_s": 1e12, "peak_bytes_per_s": 1e10})
     monkeypatch.setattr(measure, "plain_loop", lambda *_: 1.0)
     monkeypatch.setattr(measure, "measure_all", full)
-    result = bench.run(CPU, networks=["conv4"], replicas=[1, 2], progress=False)
+    result = measure.run(CPU, networks=["conv4"], replicas=[1, 2])
     assert [row["note"] for row in result["rows"]] == 2 * ["does not fit into memory"] and not result["techniques"]
     monkeypatch.setattr(measure, "measure_all", lambda *_: [].append(1, 2))
     with pytest.raises(TypeError):
-        bench.run(CPU, networks=["conv4"], progress=False)
+        measure.run(CPU, networks=["conv4"])
 
 
 @pytest.mark.parametrize("wrong", [{"networks": ["vgg12"]}, {"techniques": ["speed"]}, {"replicas": [0, 1]}])
 def test_a_wrong_choice_is_refused_before_anything_is_measured(monkeypatch, wrong):
     monkeypatch.setattr(measure, "peaks", lambda _: pytest.fail("measured"))
     with pytest.raises(InputError, match="vgg11|capture|from 1 on"):
-        bench.run(CPU, progress=False, **wrong)
+        measure.run(CPU, **wrong)
 
 
 def test_random_images_are_reproducible_and_not_zeros():

@@ -28,10 +28,10 @@ def long(tiny_spec):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, digits, long):
+def whole(tmp_path_factory, long):
     """Its rows when nothing interrupts it."""
     store = Store(tmp_path_factory.mktemp("whole"))
-    runner.run(store, [long], digits, "digits", "tiny", "cpu", workers=1, quiet=True)
+    runner.run(store, [long], "digits", "tiny", "cpu", workers=1, quiet=True)
     return rows(store, long)
 
 
@@ -56,7 +56,7 @@ def started(results, labelled):
     return Checkpoints(results / "checkpoints", "cpu").file(labelled.spec.id).exists()
 
 
-def test_a_killed_worker_is_replaced_and_its_run_goes_on(tmp_path, digits, long, whole, capfd):
+def test_a_killed_worker_is_replaced_and_its_run_goes_on(tmp_path, long, whole, capfd):
     store, killed = Store(tmp_path), []
 
     def kill():
@@ -67,7 +67,7 @@ def test_a_killed_worker_is_replaced_and_its_run_goes_on(tmp_path, digits, long,
 
     killer = threading.Thread(target=kill)
     killer.start()
-    outcome = runner.run(store, [long], digits, "digits", "tiny", "cpu", workers=1, executor="processes",
+    outcome = runner.run(store, [long], "digits", "tiny", "cpu", workers=1, executor="processes",
                          checkpoint_every=0.05)
     killer.join()
     assert killed and outcome.trained == [long.spec.id] and store.read(long.spec.id).provenance["resumed"] >= 1
@@ -75,9 +75,9 @@ def test_a_killed_worker_is_replaced_and_its_run_goes_on(tmp_path, digits, long,
     assert "the worker training long seed 0 was lost" in capfd.readouterr().err
 
 
-def test_a_run_whose_worker_always_dies_is_given_up(tmp_path, digits, long, monkeypatch):
+def test_a_run_whose_worker_always_dies_is_given_up(tmp_path, long, monkeypatch):
     monkeypatch.setattr(executors, "_work", _dies)
-    outcome = runner.run(Store(tmp_path), [long], digits, "digits", "tiny", "cpu", workers=1, executor="processes",
+    outcome = runner.run(Store(tmp_path), [long], "digits", "tiny", "cpu", workers=1, executor="processes",
                          quiet=True)
     assert "its worker was lost 4 times" in outcome.failed[long.spec.id]
     assert not list((tmp_path / "leases").iterdir())
@@ -89,12 +89,12 @@ def _dies(*_):
 
 RUN = """
 import sys
-from gstlib import data, spec, store
+from gstlib import spec, store
 from gstlib.campaign import runner
 from gstlib.experiments import Labelled
 run = Labelled("long", spec.RunSpec.from_json(sys.argv[1]))
 try:
-    runner.run(store.Store(sys.argv[2]), [run], data.load("digits"), "digits", "tiny", "cpu", workers=1,
+    runner.run(store.Store(sys.argv[2]), [run], "digits", "tiny", "cpu", workers=1,
                executor=sys.argv[3], checkpoint_every=0.05)
 except runner.Interrupted as interrupt:
     sys.exit(128 + interrupt.signum)
@@ -105,7 +105,7 @@ except runner.Interrupted as interrupt:
     ("local", signal.SIGTERM, 143), ("processes", signal.SIGINT, 130),
     pytest.param("local", signal.SIGINT, 130, marks=pytest.mark.slow),
     pytest.param("processes", signal.SIGTERM, 143, marks=pytest.mark.slow)])
-def test_a_signal_keeps_a_checkpoint_and_the_run_goes_on(tmp_path, digits, long, whole, executor, number, code):
+def test_a_signal_keeps_a_checkpoint_and_the_run_goes_on(tmp_path, long, whole, executor, number, code):
     process = subprocess.Popen([sys.executable, "-c", RUN, long.spec.to_json(), str(tmp_path), executor],
                                stderr=subprocess.PIPE, text=True, start_new_session=True)
     until(lambda: started(tmp_path, long))
@@ -115,7 +115,7 @@ def test_a_signal_keeps_a_checkpoint_and_the_run_goes_on(tmp_path, digits, long,
     assert not list((tmp_path / "leases").iterdir())
     assert Checkpoints(tmp_path / "checkpoints", "cpu").position(long.spec.id) > (0, 0)
     store = Store(tmp_path)
-    assert runner.run(store, [long], digits, "digits", "tiny", "cpu", workers=1, quiet=True).trained == [long.spec.id]
+    assert runner.run(store, [long], "digits", "tiny", "cpu", workers=1, quiet=True).trained == [long.spec.id]
     assert_same(store, long, whole)
 
 
@@ -162,10 +162,10 @@ def test_a_second_signal_does_not_wait_for_a_worker_that_hangs(tmp_path, long, c
 def _campaign(results, specs, ready, told):
     from gstlib import data
 
-    digits = data.load("digits")
+    data.load("digits")  # now, so that both begin together
     ready.wait()
-    outcome = runner.run(Store(results), [Labelled("x", spec) for spec in specs], digits, "digits", "tiny", "cpu",
-                         workers=1, quiet=True)
+    outcome = runner.run(Store(results), [Labelled("x", spec) for spec in specs], "digits", "tiny", "cpu", workers=1,
+                         quiet=True)
     told.put((outcome.trained, outcome.stored, outcome.left, outcome.failed))
 
 
@@ -182,18 +182,18 @@ def test_two_campaigns_in_one_folder_train_nothing_twice(tmp_path, tiny_spec):
         assert len(trained) + stored == 6 and not left and not failed
 
 
-def test_an_unknown_executor_and_an_address_without_a_cluster(tmp_path, digits, long):
+def test_an_unknown_executor_and_an_address_without_a_cluster(tmp_path, long):
     for options, message in (({"executor": "slurm"}, "unknown executor 'slurm'"),
                              ({"address": "auto"}, "--executor ray"), ({"gpus_per_group": 0}, "part of it"),
                              ({"gpus_per_group": 1.5}, "part of it")):
         with pytest.raises(InputError, match=message):
-            runner.run(Store(tmp_path), [long], digits, "digits", "tiny", "cpu", **options)
+            runner.run(Store(tmp_path), [long], "digits", "tiny", "cpu", **options)
 
 
-def test_where_ray_is_not_installed_it_is_said(tmp_path, digits, long, monkeypatch):
+def test_where_ray_is_not_installed_it_is_said(tmp_path, long, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match="pip install"):
-        runner.run(Store(tmp_path), [long], digits, "digits", "tiny", "cpu", executor="ray")
+        runner.run(Store(tmp_path), [long], "digits", "tiny", "cpu", executor="ray")
 
 
 @pytest.fixture
@@ -214,11 +214,11 @@ def cluster():
 
 
 @pytest.mark.ray
-def test_a_cluster_that_loses_a_worker_and_a_node_loses_no_run(tmp_path, digits, long, tiny_spec, whole, cluster):
+def test_a_cluster_that_loses_a_worker_and_a_node_loses_no_run(tmp_path, long, tiny_spec, whole, cluster):
     nodes, second = cluster
     runs = [long, *(Labelled("short", tiny_spec(seed=seed)) for seed in range(1, 6))]
     here = Store(tmp_path / "here")
-    runner.run(here, runs[1:], digits, "digits", "tiny", "cpu", workers=1, quiet=True)
+    runner.run(here, runs[1:], "digits", "tiny", "cpu", workers=1, quiet=True)
     there = tmp_path / "there"
     struck = []
 
@@ -237,7 +237,7 @@ def test_a_cluster_that_loses_a_worker_and_a_node_loses_no_run(tmp_path, digits,
     killer = threading.Thread(target=strike)
     killer.start()
     store = Store(there)
-    outcome = runner.run(store, runs, digits, "digits", "tiny", "cpu", executor="ray", checkpoint_every=0.05,
+    outcome = runner.run(store, runs, "digits", "tiny", "cpu", executor="ray", checkpoint_every=0.05,
                          quiet=True)
     killer.join()
     assert struck[-1] == "node" and "worker" in struck

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gstlib import experiments
-from gstlib.campaign import clock, runner, todo
+from gstlib.campaign import runner, todo, work
 from gstlib.errors import InputError
 from gstlib.experiments import Labelled
 from gstlib.spec import OptimiserSpec, PruningSpec
@@ -18,29 +18,29 @@ def runs(tiny_spec):
     return [Labelled("none", tiny_spec(seed=seed)) for seed in range(5)]
 
 
-def run(store, runs, digits, **options):
-    return runner.run(store, runs, digits, "digits", "smoke", "cpu", quiet=True, **options)
+def run(store, runs, **options):
+    return runner.run(store, runs, "digits", "smoke", "cpu", quiet=True, **options)
 
 
-def test_trains_what_is_missing_and_nothing_twice(tmp_path, digits, runs):
+def test_trains_what_is_missing_and_nothing_twice(tmp_path, runs):
     store = Store(tmp_path / "results")
-    first = run(store, runs[:2] + runs[:1], digits, workers=1)
+    first = run(store, runs[:2] + runs[:1], workers=1)
     assert first.trained == [r.spec.id for r in runs[:2]] and first.stored == 0
-    second = run(store, runs[:3], digits, workers=1)
+    second = run(store, runs[:3], workers=1)
     assert second.trained == [runs[2].spec.id] and second.stored == 2
 
 
-def test_worker_processes_give_the_same_rows(tmp_path, digits, runs):
+def test_worker_processes_give_the_same_rows(tmp_path, runs):
     here, there = Store(tmp_path / "here"), Store(tmp_path / "there")
-    run(here, runs[:2], digits, workers=1)
-    run(there, runs[:2], digits, workers=2)
+    run(here, runs[:2], workers=1)
+    run(there, runs[:2], workers=2)
     for labelled in runs[:2]:
         a, b = (s.read(labelled.spec.id).tables["epoch"].drop(columns="seconds") for s in (here, there))
         assert a.equals(b)
 
 
 @pytest.mark.parametrize("in_a_capture", [False, True])
-def test_more_replicas_than_memory_holds_goes_on_with_fewer(tmp_path, digits, runs, monkeypatch, in_a_capture):
+def test_more_replicas_than_memory_holds_goes_on_with_fewer(tmp_path, runs, monkeypatch, in_a_capture):
     real, tried = train.train_group, []
 
     def small_memory(specs, *rest):
@@ -55,54 +55,54 @@ def test_more_replicas_than_memory_holds_goes_on_with_fewer(tmp_path, digits, ru
 
     monkeypatch.setattr(train, "train_group", small_memory)
     store = Store(tmp_path)
-    outcome = run(store, runs, digits, replicas=5)
+    outcome = run(store, runs, replicas=5)
     assert tried == [5, 2, 2, 1]
     assert sorted(outcome.trained) == sorted(r.spec.id for r in runs) == store.ids()
 
 
-def test_memory_for_not_even_one_run_is_said(tmp_path, digits, runs, monkeypatch):
+def test_memory_for_not_even_one_run_is_said(tmp_path, runs, monkeypatch):
     def no_memory(*_):
         raise torch.OutOfMemoryError("made up")
 
     monkeypatch.setattr(train, "train_group", no_memory)
     with pytest.raises(InputError, match="does not fit into the memory"):
-        run(Store(tmp_path), runs[:3], digits, replicas=3)
+        run(Store(tmp_path), runs[:3], replicas=3)
 
 
-def test_one_diverging_run_does_not_take_its_company_along(tmp_path, digits, tiny_spec):
+def test_one_diverging_run_does_not_take_its_company_along(tmp_path, tiny_spec):
     # a rate no float32 survives
     bad = Labelled("bad", tiny_spec(optimiser=OptimiserSpec(lr=1e30, epochs=2, batch_size=32, milestones=(1,))))
     good = Labelled("good", tiny_spec(optimiser=OptimiserSpec(epochs=2, batch_size=32, milestones=(1,))))
     store = Store(tmp_path)
-    outcome = run(store, [bad, good], digits, replicas=2)
+    outcome = run(store, [bad, good], replicas=2)
     assert outcome.trained == [good.spec.id] == store.ids()
     assert list(outcome.failed) == [bad.spec.id] and "no longer finite" in outcome.failed[bad.spec.id]
 
 
-def test_what_cannot_end_in_time_is_begun_last(tmp_path, digits, runs, tiny_spec, monkeypatch):
-    monkeypatch.setattr(clock.pace, "seconds_per_run", lambda spec, *_: 3600.0 if spec.optimiser.epochs == 3 else 0.01)
+def test_what_cannot_end_in_time_is_begun_last(tmp_path, runs, tiny_spec, monkeypatch):
+    monkeypatch.setattr(work.pace, "seconds_per_run", lambda spec, *_: 3600.0 if spec.optimiser.epochs == 3 else 0.01)
     long = Labelled("long", tiny_spec(optimiser=OptimiserSpec(epochs=3, batch_size=32)))
-    outcome = run(Store(tmp_path), [long, runs[0]], digits, workers=1, time_limit=5)
+    outcome = run(Store(tmp_path), [long, runs[0]], workers=1, time_limit=5)
     assert outcome.trained == [runs[0].spec.id, long.spec.id] and not outcome.left
 
 
-def test_work_in_progress_at_the_limit_goes_on_next_time(tmp_path, digits, tiny_spec, monkeypatch):
-    monkeypatch.setattr(clock.pace, "seconds_per_run", lambda *_: 3600.0)
+def test_work_in_progress_at_the_limit_goes_on_next_time(tmp_path, tiny_spec, monkeypatch):
+    monkeypatch.setattr(work.pace, "seconds_per_run", lambda *_: 3600.0)
     long = Labelled("long", tiny_spec(optimiser=OptimiserSpec(epochs=60, batch_size=32)))
     store = Store(tmp_path)
-    outcome = run(store, [long], digits, workers=1, time_limit=1 / 60)
+    outcome = run(store, [long], workers=1, time_limit=1 / 60)
     assert outcome.left == [long.spec.id] and not store.ids()
     epoch, _ = Checkpoints(tmp_path / "checkpoints", "cpu").position(long.spec.id)
     assert 0 < epoch < 60
-    outcome = run(store, [long], digits, workers=1)
+    outcome = run(store, [long], workers=1)
     assert outcome.trained == [long.spec.id] and store.read(long.spec.id).provenance["resumed"] == 1
     assert not list((tmp_path / "checkpoints").iterdir()) and not list((tmp_path / "leases").iterdir())
 
 
-def test_a_specification_that_cannot_be_trained_is_refused_before_anything_is(tmp_path, digits, runs, tiny_spec):
+def test_a_specification_that_cannot_be_trained_is_refused_before_anything_is(tmp_path, runs, tiny_spec):
     wrong = Labelled("wrong", tiny_spec(pruning=PruningSpec(("conv99",), (0,), (1,), (0.5,), 1)))
     with pytest.raises(InputError, match="conv99"):
-        run(Store(tmp_path / "results"), [*runs, wrong], digits)
+        run(Store(tmp_path / "results"), [*runs, wrong])
     assert not (tmp_path / "results").exists()
 
 
@@ -118,23 +118,23 @@ def test_the_campaign_names_each_run_once_in_order_of_worth():
     assert first == {run.spec.id for _, run in runs}
 
 
-def test_a_campaign_trains_what_its_stages_lack_each_at_its_profile(tmp_path, runs, digits, monkeypatch):
+def test_a_campaign_trains_what_its_stages_lack_each_at_its_profile(tmp_path, runs, monkeypatch):
     stages = [experiments.Stage("figure1-vgg11", profile, 1) for profile in ("smoke", "quarter", "smoke")]
     listed = dict(zip(stages, ([runs[0], runs[1]], [runs[1], runs[2]])))
     monkeypatch.setattr(todo.experiments, "CAMPAIGN", {"cpu": tuple(stages), "cuda": ()})
     monkeypatch.setattr(todo, "plan", lambda figures, profile, *_: ([(figures[0], run) for run in listed[
         experiments.Stage(figures[0], profile, 1)]], None))
     store = Store(tmp_path)
-    assert run(store, runs[:1], digits).trained == [runs[0].spec.id]
+    assert run(store, runs[:1]).trained == [runs[0].spec.id]
     outcome = runner.run_campaign(store, "digits", "cpu", workers=1, quiet=True)
     assert outcome.trained == [runs[1].spec.id, runs[2].spec.id] and outcome.stored == 1 and not outcome.left
     assert [store.read(x.spec.id).provenance["profile"] for x in runs[1:3]] == ["smoke", "quarter"]
 
 
-def test_a_short_measurement_is_near_what_a_run_takes(tmp_path, digits, tiny_spec):
+def test_a_short_measurement_is_near_what_a_run_takes(tmp_path, tiny_spec):
     spec = tiny_spec(data=dataclasses.replace(tiny_spec().data, train_size=256, test_size=100),
                      optimiser=OptimiserSpec(epochs=6, batch_size=32))
     store = Store(tmp_path)
-    run(store, [Labelled("x", spec)], digits, workers=1)
-    estimate = clock.pace.seconds_per_run(spec, torch.device("cpu"))
+    run(store, [Labelled("x", spec)], workers=1)
+    estimate = work.pace.seconds_per_run(spec, torch.device("cpu"))
     assert 0.1 < estimate / store.read(spec.id).provenance["seconds"] < 10

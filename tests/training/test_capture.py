@@ -287,7 +287,7 @@ def test_more_replicas_than_a_gpu_holds(digits, tmp_path, capsys):
     runs = [Labelled("none", dataclasses.replace(base, seed=seed)) for seed in range(16)]
     torch.cuda.set_per_process_memory_fraction(3 * 2**30 / torch.cuda.get_device_properties(0).total_memory)
     try:
-        outcome = runner.run(Store(tmp_path), runs, digits, "digits", "", "cuda", replicas=16, executor="local")
+        outcome = runner.run(Store(tmp_path), runs, "digits", "", "cuda", replicas=16, executor="local")
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert len(outcome.trained) == 16 and "exceed the memory of cuda" in capsys.readouterr().err

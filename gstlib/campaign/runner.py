@@ -7,8 +7,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import inf
+from pathlib import Path
 
 import torch
 
@@ -88,9 +89,10 @@ def train_all(store: Store, find: Callable[[str], list[Task]], device: str = "au
     checkpoints = Checkpoints(store.path / "checkpoints", chosen.type, checkpoint_every)
     tasks = find(chosen.type)
     todo = missing(store, tasks)
-    stored = len({task.spec.id for task in tasks}) - len(todo)
+    done = {task.spec.id for task in tasks} - {task.spec.id for task in todo}
+    _tidy(done, checkpoints, store.path / "leases")
     if not todo:
-        return Outcome(stored)
+        return Outcome(len(done))
     for task in todo:
         train.check(task.spec)
     store.check_writable()
@@ -109,8 +111,18 @@ def train_all(store: Store, find: Callable[[str], list[Task]], device: str = "au
     if signals:
         raise Interrupted(signals[0])
     outcome = work.outcome()
-    outcome.stored += stored
+    outcome.stored += len(done)
     return outcome
+
+
+def _tidy(stored: set[str], checkpoints: Checkpoints, leases: Path) -> None:
+    """Remove what a campaign that was killed just when it had stored a run left of that run's beginnings."""
+    left = {place.name.lstrip(".")[:16] for folder in (checkpoints.folder, leases) if folder.is_dir()
+            for place in folder.iterdir()} & stored
+    if left:
+        with suppress(InputError), Leases(leases) as held:
+            for run_id in filter(held.take, left):
+                checkpoints.remove(run_id)
 
 
 def _train(work: Work, executor, setting: Setting) -> None:

@@ -30,6 +30,18 @@ def test_trains_what_is_missing_and_nothing_twice(tmp_path, runs):
     assert second.trained == [runs[2].spec.id] and second.stored == 2
 
 
+def test_what_a_kill_left_of_a_stored_run_is_removed(tmp_path, runs):
+    """Killed after a run was stored and before its checkpoint and its lock were removed, whether or not more is left."""
+    store = Store(tmp_path)
+    run(store, runs[:1], workers=1)
+    for more in (runs[:1], runs[:2]):
+        for folder, ending in (("checkpoints", "ckpt"), ("leases", "lock")):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / f"{runs[0].spec.id}.{ending}").write_text("left")
+        run(store, more, workers=1)
+        assert not [*(tmp_path / "checkpoints").iterdir(), *(tmp_path / "leases").iterdir()]
+
+
 def test_worker_processes_give_the_same_rows(tmp_path, runs):
     here, there = Store(tmp_path / "here"), Store(tmp_path / "there")
     run(here, runs[:2], workers=1)

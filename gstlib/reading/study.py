@@ -16,7 +16,7 @@ from gstlib import experiments
 from gstlib.errors import InputError
 from gstlib.experiments import PROFILES, Labelled, Profile
 from gstlib.reading import measures
-from gstlib.spec import DATASETS, DataSpec, RunSpec
+from gstlib.spec import DATASETS, DataSpec, PruningSpec, RunSpec
 from gstlib.store import Store
 
 
@@ -124,6 +124,11 @@ def about_spec(spec: RunSpec) -> dict:
                 "model": spec.model.name}
     return {"target": p.target, "score": p.score, "structure": p.structure, "effect": p.effect, "batches": p.batches,
             "rate": p.schedule.iterative_rate, "retrain": p.retrain, "model": spec.model.name}
+
+
+def once(pruning: PruningSpec) -> bool:
+    """Whether each layer is struck a single time, whatever its period."""
+    return all(len(pruning.schedule.event_epochs(layer)) == 1 for layer in range(len(pruning.layers)))
 
 
 def study(store: Store, figure: str, profile: str = "smoke", data: str | None = None, seeds=None) -> Study:

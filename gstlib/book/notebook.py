@@ -56,17 +56,17 @@ def prepare(names: Sequence[str], *, profile: str, data: str | None, seeds, devi
     check_choice("device", device, ("auto", "cpu", "cuda"))
     if executor is not None:
         check_choice("executor", executor, _EXECUTORS)
-    if seeds is not None and isinstance(seeds, (int, str, list)):
+    if train not in (False, True):
+        raise InputError(f"train must be True or False, not {train!r}")
+    if not isinstance(seeds, (int, str, list, type(None))):
+        raise InputError(f"seeds must be a number, a range like 2-5 or a list like 0,4,7, not {seeds!r}")
+    if seeds is not None:
         experiments.parse_seeds(seeds)
-    for what, value, good, asked in (
-            ("train", train, train in (False, True), "be True or False"),
-            ("seeds", seeds, isinstance(seeds, (int, str, list, type(None))),
-             "be a number, a range like 2-5 or a list like 0,4,7"),
-            ("data", data, data is None or _named(data), "be a data set's name, a folder, an archive or None"),
-            ("results", results, _named(results), "name a folder"),
-            ("output", output, _named(output), "name a folder")):
-        if not good:
-            raise InputError(f"{what} must {asked}, not {value!r}")
+    if data is not None and not (isinstance(data, str) and data):
+        raise InputError(f"data must be a data set's name, a folder, an archive or None, not {data!r}")
+    for what, value in (("results", results), ("output", output)):
+        if not (isinstance(value, str) and value):
+            raise InputError(f"{what} must name a folder, not {value!r}")
     store = Store(results)
     if train and names:
         from gstlib.campaign import runner
@@ -75,10 +75,6 @@ def prepare(names: Sequence[str], *, profile: str, data: str | None, seeds, devi
         if outcome.failed:
             raise InputError("; ".join(f"run {run_id} failed: {why}" for run_id, why in outcome.failed.items()))
     return store
-
-
-def _named(value) -> bool:
-    return isinstance(value, str) and value != ""
 
 
 class Chapter:

@@ -73,8 +73,8 @@ def _users(profile: str, data: DataSpec, seed: int) -> dict[str, dict[str, str]]
 def _pruning(p: PruningSpec | None) -> dict[str, str]:
     if p is None:
         return dict.fromkeys(("r", "target", "score", "units", "effect"), NONE)
-    return {"r": "once" if once(p) else str(p.retrain), "target": p.target, "score": p.score, "units": _UNITS[p.structure],
-            "effect": f"{p.effect}, {p.batches} batches" if p.batches else p.effect}
+    return {"r": "once" if once(p) else str(p.retrain), "target": p.target, "score": p.score,
+            "units": _UNITS[p.structure], "effect": f"{p.effect}, {p.batches} batches" if p.batches else p.effect}
 
 
 def runs_html(table: pd.DataFrame) -> str:

@@ -125,7 +125,7 @@ def drawn(study: Study, labels: Iterable[str]) -> list[str]:
 
     At a reduced profile two labels can mean one run (1105 and 1500 batches are cut to 480, say); the first is drawn.
     """
-    there, seen = set(study.runs["label"]) if len(study.runs) else set(), {}
+    there, seen = set(study.runs["label"]), {}
     for label in labels:
         if label in there:
             seen.setdefault(study.spec(label).id, label)
@@ -158,8 +158,7 @@ def accuracy_by_epoch(study: Study, labels: list[str] | None = None, confidence:
     if arrows:
         labels = [label for label in study.labels if not ((p := study.spec(label).pruning) and p.score == "l2")]
     labels = drawn(study, labels)
-    points = traces(study, column)
-    points = points[points["label"].isin(labels)]
+    points = traces(study.restrict(labels), column)
     for label in labels:
         p, colour = study.spec(label).pruning, method_colour(study.printed[label])
         large = p is not None and p.target == "L" and p.effect.startswith("remove")
@@ -183,7 +182,8 @@ def single_run(study: Study, label: str, seed: int) -> Figure:
     ax.plot(points["epoch"], points["accuracy"], color=method_colour(study.printed[label]), linewidth=1.6, label="test")
     for column, marker, face in (("t_pre", "^", _BLACK), ("t_post", "v", "white")):
         ax.plot(events["epoch"] + 0.02 * (column == "t_post"), events[column], linestyle="none", color=_BLACK,
-                marker=marker, markerfacecolor=face, markersize=6, clip_on=False, zorder=3, label="$t_{%s}$" % column[2:])
+                marker=marker, markerfacecolor=face, markersize=6, clip_on=False, zorder=3,
+                label="$t_{%s}$" % column[2:])
     ax.set_xlim(0, epochs["epoch"].max())
     return _with_legend(ax, 4)
 

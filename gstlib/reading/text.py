@@ -61,8 +61,8 @@ def comparison(study: Study, pairs: Iterable[tuple[str, str]], column: str = "fi
 
     In points, or as a ratio for `log_instability`; seeds that have both.
     """
-    rows, (what, unit, form) = [], (
-        ("ratio", RATIO, ".2f") if column.startswith("log_") else ("difference, points", "", "+.2f"))
+    what, unit, form = ("ratio", RATIO, ".2f") if column.startswith("log_") else ("difference, points", "", "+.2f")
+    rows = []
     for pair in pairs:
         a, b = (by_seed(study, label, column) for label in pair)
         found = t_interval((a - b).dropna())
@@ -95,8 +95,6 @@ def pooled(runs: pd.DataFrame) -> tuple[float, float, int]:
 
 def accuracy_slopes(study: Study) -> Estimate:
     """Points of final accuracy for a tenfold mean instability: the slope within each seed, pruned runs alone."""
-    if study.runs.empty:
-        return t_interval([])
     runs = study.runs[study.runs["target"] != "none"].assign(points=100 * study.runs["final_accuracy"])
     return seed_slopes(runs, "log_instability", "points")
 
@@ -139,11 +137,10 @@ def decile_trend(rows: pd.DataFrame) -> str:
 def refused(layers: pd.DataFrame) -> str:
     """A sentence on Figure A1's layers whose values were not normalised (`measures.normality`); empty without any."""
     off = layers[layers["ks"].isna()]
-    if off.empty:
-        return ""
     which = ", ".join(map(str, sorted(off["number"].unique())))
-    return (f"Left out: {len(off)} of {len(layers)} measurements (convolution {which}), whose values have a standard "
-            f"deviation that is off 1 by more than {SD_OFF:.0%} and so were not normalised.")
+    return "" if off.empty else (
+        f"Left out: {len(off)} of {len(layers)} measurements (convolution {which}), whose values have a standard "
+        f"deviation that is off 1 by more than {SD_OFF:.0%} and so were not normalised.")
 
 
 def caption(study: Study, confidence: float = 0.95) -> str:
@@ -227,5 +224,5 @@ def precisions(study: Study) -> str:
         return (f"*No run is stored in both precisions at profile {study.profile.name}. "
                 f"Make them with* `{study.command}`.")
     table = markdown(rows, ["configuration", "runs", "measure", "float32", "bf16", "bf16 minus float32"])
-    return (f"{table}\n\n{sum(near)} of {len(near)} mean accuracies differ by no more than 0.3 points; {sum(within)} of "
-            f"{len(within)} mean instabilities in bf16 lie within the interval of those in float32.")
+    return (f"{table}\n\n{sum(near)} of {len(near)} mean accuracies differ by no more than 0.3 points; "
+            f"{sum(within)} of {len(within)} mean instabilities in bf16 lie within the interval of those in float32.")

@@ -41,9 +41,8 @@ def summary(tables: dict[str, pd.DataFrame], test_images: int | None) -> dict:
     epochs, events, final = tables["epoch"], tables["event"], tables["final"].iloc[0]
     # arrays, since pandas would take as long for a run's few sums as reading the run does
     accuracy, at = epochs["test_accuracy"].to_numpy(float), epochs["epoch"].to_numpy()
-    row = {"final_accuracy": final["accuracy"], "final_loss": final["loss"],
-           "final_train_accuracy": final["train_accuracy"], "final_train_loss": final["train_loss"],
-           "gap": final["accuracy"] - final["train_accuracy"], "best_accuracy": np.nanmax(accuracy),
+    row = {f"final_{name}": final[name] for name in ("accuracy", "loss", "train_accuracy", "train_loss")}
+    row |= {"gap": final["accuracy"] - final["train_accuracy"], "best_accuracy": np.nanmax(accuracy),
            "mean_instability": math.nan, "mean_relative_instability": math.nan, "log_instability": math.nan,
            "events": len(events), "parameters": int(epochs["parameters"].to_numpy()[-1])}
     if len(events):

@@ -155,6 +155,6 @@ def study(store: Store, figure: str, profile: str = "smoke", data: str | None = 
     runs = pd.DataFrame([measures.summary(rows.tables, run.spec.data.test_size) for run, rows in found])
     return Study(what, size, wanted, [run for run in wanted if run.spec.id not in held],
                  together("epoch"), together("event"), together("histogram"), pd.concat([columns, runs], axis=1),
-                 pd.concat([pd.DataFrame([rows.provenance for _, rows in found]), keys], axis=1),
+                 pd.DataFrame([rows.provenance for _, rows in found]).assign(**keys),
                  command(figure, profile, data or source.name, store.path,
                          seeds if seeds is not None or number == size.seeds else number))

@@ -1,8 +1,7 @@
 """What the book's chapters share: parameters checked, missing runs trained, a panel shown with its caption and files.
 
-A chapter's `parameters` cell is followed by one that makes a `Chapter` (or,
-where it shows no panel, calls `prepare`); the other cells call its methods
-and hold no machinery of their own.
+A chapter's `parameters` cell is followed by one that makes a `Chapter` (or, where it shows no panel, calls `prepare`);
+the other cells call its methods and hold no machinery of their own.
 """
 
 from __future__ import annotations
@@ -40,71 +39,84 @@ def _without_traceback():
         raise
 
 
+@_without_traceback()
 def prepare(names: Sequence[str], *, profile: str, data: str | None, seeds, device: str, results: str, train: bool,
             executor: str | None, output: str) -> Store:
-    """Go to the project's root, check a chapter's parameters, train if asked what the experiments `names` lack.
+    """The store of a chapter whose parameters are good; trains if asked what the experiments `names` lack.
 
-    Returns the store.  Raises `InputError` for a parameter that chapters do
-    not have and for a bad value: one message, no traceback.
+    Goes to the project's root.  Raises `InputError` for a parameter that chapters do not have, for a value that none
+    can use and for a run that failed: one message, no traceback.
     """
-    find_root()
-    with _without_traceback():
-        check(profile, data, seeds, device, results, train, output, executor)
-        store = Store(results)
-        if train and names:
-            from gstlib.campaign import runner
+    # whose paths the parameters name: Jupyter starts beside the notebook
+    os.chdir(next((folder for folder in (Path.cwd(), *Path.cwd().parents)
+                   if (folder / "chapters").is_dir() and (folder / "book").is_dir()), "."))
+    for name in injected():
+        check_choice("parameter", name, PARAMETERS)
+    experiments.profile(profile)
+    check_choice("device", device, ("auto", "cpu", "cuda"))
+    if executor is not None:
+        check_choice("executor", executor, _EXECUTORS)
+    if train not in (False, True):
+        raise InputError(f"train must be True or False, not {train!r}")
+    if not isinstance(seeds, (int, str, list, type(None))):
+        raise InputError(f"seeds must be a number, a range like 2-5 or a list like 0,4,7, not {seeds!r}")
+    if seeds is not None:
+        experiments.parse_seeds(seeds)
+    if data is not None and not (isinstance(data, str) and data):
+        raise InputError(f"data must be a data set's name, a folder, an archive or None, not {data!r}")
+    for what, value in (("results", results), ("output", output)):
+        if not (isinstance(value, str) and value):
+            raise InputError(f"{what} must name a folder, not {value!r}")
+    store = Store(results)
+    if train and names:
+        from gstlib.campaign import runner
 
-            outcome = runner.train_missing(store, names, profile, data, seeds, device, quiet=True, executor=executor)
-            if outcome.failed:
-                raise InputError("; ".join(f"run {run_id} failed: {why}" for run_id, why in outcome.failed.items()))
-        return store
+        outcome = runner.train_missing(store, names, profile, data, seeds, device, quiet=True, executor=executor)
+        if outcome.failed:
+            raise InputError("; ".join(f"run {run_id} failed: {why}" for run_id, why in outcome.failed.items()))
+    return store
 
 
 class Chapter:
-    """A chapter's studies (one for each experiment in `names`), and the ways in which it shows them.
+    """A chapter's studies, one for each experiment in `names`, and the ways in which it shows them.
 
-    `name` is the notebook's file name without its ending; the other arguments
-    are the notebook's parameters.  Raises what `prepare` raises, and
-    `InputError` when `results` holds no run at all at the profile.
+    `name` is the notebook's file name without its ending; the other arguments are the notebook's parameters, see
+    `prepare`.  Raises what that raises, and `InputError` when `results` holds no run at all at the profile.
     """
 
-    def __init__(self, name: str, names: Sequence[str], *, profile: str, data: str | None, seeds, device: str,
-                 results: str, train: bool, executor: str | None, output: str):
-        self.store = prepare(names, profile=profile, data=data, seeds=seeds, device=device, results=results,
-                             train=train, executor=executor, output=output)
+    @_without_traceback()
+    def __init__(self, name: str, names: Sequence[str], *, profile: str, data: str | None, seeds, results: str,
+                 output: str, **how):
+        self.store = prepare(names, profile=profile, data=data, seeds=seeds, results=results, output=output, **how)
         self.name, self.output = name, Path(output)
-        with _without_traceback():
-            if not any(about["profile"] == profile for _, _, about in self.store.about()):
-                raise InputError(f"{self.store.path} holds no run at profile {profile!r}; make them with: "
-                                 + command(names, profile, data or experiments.profile(profile).data,
-                                           self.store.path, seeds))
-            self.studies = [study(self.store, figure, profile, data, seeds) for figure in names]
+        if not any(about["profile"] == profile for _, _, about in self.store.about()):
+            made_by = command(names, profile, data or experiments.profile(profile).data, self.store.path, seeds)
+            raise InputError(f"{self.store.path} holds no run at profile {profile!r}; make them with: {made_by}")
+        self.studies = [study(self.store, figure, profile, data, seeds) for figure in names]
 
     def show(self, study: Study, draw: Callable[[Study], Figure], name: str, seen: str,
              rows: Callable[[Study], pd.DataFrame] = lambda study: study.runs, confidence: float = 0.95) -> None:
         """Draw and save one panel with its caption and links, or say which command makes its runs.
 
-        `name` names its files, `seen` says what is seen, `rows` gives the
-        table behind it.  A panel without runs leaves no file, not even that
-        of an earlier time when there were some.
+        `name` names its files, `seen` says what is seen, `rows` gives the table behind it.  A panel without runs leaves
+        no file, not even that of an earlier time when there were some.
         """
-        runs = self.output / f"{name}-runs.csv"
         if study.runs.empty:
-            figures.remove(self.output, name)
-            runs.unlink(missing_ok=True)
+            for ending in ("-runs.csv", ".png", ".svg", ".csv"):
+                (self.output / f"{name}{ending}").unlink(missing_ok=True)
             self.say(f"*{study.experiment.title}: no run is stored at profile {study.profile.name}. "
                      f"Make them with* `{study.command}`.")
             return
-        self.output.mkdir(parents=True, exist_ok=True)
-        text.runs_table(study).to_csv(runs, index=False, float_format="%.6g", lineterminator="\n")
         self.show_figure(draw(study), name, rows(study), seen, text.caption(study, confidence),
-                         {"runs": f"figures/{runs.name}"})
+                         {"runs": f"figures/{name}-runs.csv"})
+        text.runs_table(study).to_csv(self.output / f"{name}-runs.csv", index=False, float_format="%.6g",
+                                      lineterminator="\n")
 
     def show_figure(self, figure: Figure, name: str, rows: pd.DataFrame, seen: str, caption: str = "",
                     more: dict[str, str] | None = None) -> None:
         """Save and display `figure`; beneath it `seen`, `caption`, links to PNG, SVG, CSV, `more` and the notebook."""
-        picture, *_ = figures.save(figure, self.output, name, rows)
-        display(Image(str(picture), width=_WIDTH, alt=seen))
+        figures.save(figure, self.output, name, rows)
+        display(Image(str(self.output / f"{name}.png"), width=_WIDTH, alt=seen))
         links = {kind: f"figures/{name}.{kind.lower()}" for kind in ("PNG", "SVG", "CSV")} | (more or {})
         links["notebook"] = f"path:{self.name}.ipynb"
         listed = " · ".join(f"[{kind}]({target})" for kind, target in links.items())
@@ -120,46 +132,14 @@ class Chapter:
             self.say(sentence(study, *details))
 
 
-def find_root() -> None:
-    """Go to the project's root, whose paths the parameters name: Jupyter starts beside the notebook."""
-    for folder in (Path.cwd(), *Path.cwd().parents):
-        if (folder / "chapters").is_dir() and (folder / "book").is_dir():
-            os.chdir(folder)
-            return
-
-
-@_without_traceback()
-def check(profile, data, seeds, device, results, train, output, executor=None) -> None:
-    """Raise `InputError` for a parameter that chapters do not have, or a value that none can use."""
-    for name in injected():
-        check_choice("parameter", name, PARAMETERS)
-    experiments.profile(profile)
-    check_choice("device", device, ("auto", "cpu", "cuda"))
-    if executor is not None:
-        check_choice("executor", executor, _EXECUTORS)
-    if train not in (False, True):
-        raise InputError(f"train must be True or False, not {train!r}")
-    if not isinstance(seeds, (int, str, list, type(None))):
-        raise InputError(f"seeds must be a number, a range like 2-5 or a list like 0,4,7, not {seeds!r}")
-    if seeds is not None:
-        experiments.parse_seeds(seeds)
-    if not (data is None or isinstance(data, str) and data):
-        raise InputError(f"data must be a data set's name, a folder, an archive or None, not {data!r}")
-    for what, value in (("results", results), ("output", output)):
-        if not (isinstance(value, str) and value):
-            raise InputError(f"{what} must name a folder, not {value!r}")
-
-
 def injected(history: Iterable[str] | None = None) -> list[str]:
     """Names that papermill set in this notebook; it takes any name and only prints a warning for one not known.
 
-    It puts them into a cell of their own, which begins with the comment
-    "# Parameters".  `history` is the text of every cell run so far (None: as
-    IPython keeps it).
+    It puts them into a cell of their own, which begins with the comment "# Parameters".  `history` is the text of every
+    cell run so far (None: as IPython keeps it).
     """
     if history is None:
-        shell = get_ipython()
-        history = shell.user_ns.get("In", []) if shell else []
+        history = shell.user_ns.get("In", []) if (shell := get_ipython()) else []
     cells = [ast.parse(text) for text in history if text.startswith("# Parameters\n")]
     return [target.id for cell in cells for line in cell.body if isinstance(line, ast.Assign)
             for target in line.targets if isinstance(target, ast.Name)]

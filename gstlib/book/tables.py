@@ -1,25 +1,27 @@
 """Tables that a page shows as a whole, as HTML: every stored run, and the claims with their verdicts.
 
-What stands in a store may have come from anyone, so every text is escaped.
-Reads stored runs only; imports neither torch nor training.
+What stands in a store may have come from anyone, so every text is escaped.  Reads stored runs only.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from html import escape
 
 import pandas as pd
 
 from gstlib import experiments
+from gstlib.claims import CONTRADICTED, INCONCLUSIVE, NOT_RUN, SUPPORTED
 from gstlib.experiments import PROFILES
 from gstlib.reading import text
 from gstlib.reading.interval import LEVEL
-from gstlib.spec import DataSpec, PruningSpec, RunSpec
+from gstlib.reading.study import once
+from gstlib.reading.text import NONE
+from gstlib.spec import DataSpec, PruningSpec
 from gstlib.store import Store
 
-_NONE = "–"
 _UNITS = {"filter": "filters", "weight": "single weights"}
 _RUNS = ("run", "figures", "configuration", "seed", "accuracy, %", "profile", "network", "r", "target", "score",
          "units", "effect", "data", "device", "finished", "commit", "versions")
@@ -35,24 +37,23 @@ PAGES = {
 def runs(store: Store) -> pd.DataFrame:
     """A row a stored run: id, the figures that use it, its specification in short, final test accuracy, provenance.
 
-    `r` is the number of epochs between events as it was run (a label states
-    it as printed).  A run that no figure asks for has a dash there.
+    `r` is the number of epochs between events as it was run (a label states it as printed).  A run that no figure asks
+    for has a dash there.
     """
     rows = []
     for run_id, found in store.runs():
         spec, about = found.spec, found.provenance
-        profile = about["profile"]
-        users = _users(profile, dataclasses.replace(spec.data, augment=False), spec.seed).get(run_id, {})
-        versions = about.get("versions")
-        made_with = {"Python": about.get("python")} | (versions if isinstance(versions, dict) else {})
+        users = _users(about["profile"], dataclasses.replace(spec.data, augment=False), spec.seed).get(run_id, {})
+        width = "" if spec.model.width == 1 else f", width {spec.model.width:g}"
+        made_with = {"Python": about.get("python")} | about.get("versions", {})
         rows.append({
-            "run": run_id, "figures": ", ".join(users) or _NONE,
-            "configuration": ", ".join(dict.fromkeys(users.values())) or _NONE,
-            "network": _network(spec), "profile": profile, **_pruning(spec.pruning), "seed": spec.seed,
-            "accuracy, %": round(100 * found.tables["final"]["accuracy"].iloc[0], 2),
-            "data": about["data_title"], "device": about["device"], "finished": about["finished"][:16].replace("T", " "),
-            "commit": text.short_commit(about["commit"]),
-            "versions": ", ".join(f"{name} {version}" for name, version in made_with.items() if version) or _NONE,
+            "run": run_id, "figures": ", ".join(users) or NONE,
+            "configuration": ", ".join(dict.fromkeys(users.values())) or NONE,
+            "network": spec.model.name + width, "profile": about["profile"], **_pruning(spec.pruning),
+            "seed": spec.seed, "accuracy, %": round(100 * found.tables["final"]["accuracy"].iloc[0], 2),
+            "data": about["data_title"], "device": about["device"],
+            "finished": about["finished"][:16].replace("T", " "), "commit": text.short_commit(about["commit"]),
+            "versions": ", ".join(f"{name} {version}" for name, version in made_with.items() if version) or NONE,
         })
     table = pd.DataFrame(rows, columns=list(_RUNS))
     return table.sort_values(["profile", "figures", "configuration", "seed"], ignore_index=True)
@@ -69,16 +70,11 @@ def _users(profile: str, data: DataSpec, seed: int) -> dict[str, dict[str, str]]
     return found
 
 
-def _network(spec: RunSpec) -> str:
-    return spec.model.name if spec.model.width == 1 else f"{spec.model.name}, width {spec.model.width:g}"
-
-
 def _pruning(p: PruningSpec | None) -> dict[str, str]:
     if p is None:
-        return dict.fromkeys(("r", "target", "score", "units", "effect"), _NONE)
-    once = all(len(p.schedule.event_epochs(layer)) == 1 for layer in range(len(p.layers)))
-    return {"r": "once" if once else str(p.retrain), "target": p.target, "score": p.score, "units": _UNITS[p.structure],
-            "effect": f"{p.effect}, {p.batches} batches" if p.batches else p.effect}
+        return dict.fromkeys(("r", "target", "score", "units", "effect"), NONE)
+    return {"r": "once" if once(p) else str(p.retrain), "target": p.target, "score": p.score,
+            "units": _UNITS[p.structure], "effect": f"{p.effect}, {p.batches} batches" if p.batches else p.effect}
 
 
 def runs_html(table: pd.DataFrame) -> str:
@@ -106,11 +102,10 @@ def number(row: dict, prefix: str = "") -> str:
 
 def aside(row: dict, prefix: str = "") -> str:
     """What stands beside a claim's verdict: Holm's p over all claims; where it is open, what these seeds could find."""
-    words = [f"Holm's p {row[prefix + 'p_holm']:.2g}"] if row[prefix + "p_holm"] == row[prefix + "p_holm"] else []
-    smallest, needed = row[prefix + "smallest_effect"], row[prefix + "seeds_needed"]
-    if row["small_scale" if prefix else "verdict"] == "inconclusive" and smallest == smallest:
-        nan = float("nan")
-        words.append(f"effects from {text.number(smallest, nan, nan, row[prefix + 'unit'])} on would be found")
+    p, smallest, needed, unit = (row[prefix + name] for name in ("p_holm", "smallest_effect", "seeds_needed", "unit"))
+    words = [f"Holm's p {p:.2g}"] if p == p else []
+    if row["small_scale" if prefix else "verdict"] == INCONCLUSIVE and smallest == smallest:
+        words.append(f"effects from {text.number(smallest, math.nan, math.nan, unit)} on would be found")
         words += [f"the one seen needs {needed:.0f} seeds"] if needed < 1e6 else []
     return ", ".join(words)
 
@@ -121,37 +116,35 @@ def claims_html(table: pd.DataFrame) -> str:
     A cell carries its column's name, which the style sheet shows on a telephone, where a row becomes a card.
     """
     headings = ("claim", "paper", "here, full width", "seeds", "verdict", "small scale (mini)")
-    lines = ['<table class="table claims">', "<thead><tr>", *(f"<th>{escape(name)}</th>" for name in headings),
+    lines = ['<table class="table claims">', "<thead><tr>", *(f"<th>{name}</th>" for name in headings),
              "</tr></thead>", "<tbody>"]
     for row in table.to_dict("records"):
-        told = row["verdict"] != "not run"
-        link = f'<a href="{PAGES[row["figure"]]}.html"><strong>{escape(row["id"])}</strong></a>'
+        link = f'<a href="{PAGES[row["figure"]]}.html"><strong>{row["id"]}</strong></a>'
         small = number(row, "small_")
         cells = (f'{link} {escape(row["statement"])}', escape(row["published"]),
-                 escape(number(row) if told else _NONE), escape(f"{row['n']} ({row['profile']})" if row["n"] else "0"),
-                 _badge(row["verdict"]) + _beside(row),
-                 _badge(row["small_scale"]) + (f" {escape(small)}" if small != _NONE else "") + _beside(row, "small_"))
+                 NONE if row["verdict"] == NOT_RUN else escape(number(row)),
+                 f"{row['n']} ({escape(row['profile'])})" if row["n"] else "0",
+                 _badge(row), _badge(row, "small_", "" if small == NONE else f" {escape(small)}"))
         lines += ["<tr>", *(f'<td data-label="{name}">{cell}</td>' for name, cell in zip(headings, cells)), "</tr>"]
     return "\n".join([*lines, "</tbody>", "</table>"])
 
 
-def _badge(verdict: str) -> str:
-    return f'<span class="verdict {escape(verdict.replace(" ", "-"))}">{escape(verdict)}</span>'
-
-
-def _beside(row: dict, prefix: str = "") -> str:
-    return f" <small>{escape(words)}</small>" if (words := aside(row, prefix)) else ""
+def _badge(row: dict, prefix: str = "", estimate: str = "") -> str:
+    """A verdict, its estimate where there is no column for it, and what stands beside it."""
+    verdict, words = row["small_scale" if prefix else "verdict"], aside(row, prefix)
+    return (f'<span class="verdict {verdict.replace(" ", "-")}">{verdict}</span>{estimate}'
+            + (f" <small>{escape(words)}</small>" if words else ""))
 
 
 def verdicts_sentence(table: pd.DataFrame, store: Store) -> str:
     """How many claims have which verdict, how many of these last among so many tests, from how many runs, in words."""
     def counted(column: str, prefix: str = "") -> str:
         counts = table[column].value_counts()
-        words = [f"{counts[verdict]} {verdict}" for verdict in ("supported", "contradicted", "inconclusive", "not run")
+        words = [f"{counts[verdict]} {verdict}" for verdict in (SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_RUN)
                  if verdict in counts]
-        decided = table[table[column].isin(["supported", "contradicted"]) & table[prefix + "p"].notna()]
-        lasting = decided[decided[prefix + "p_holm"] < LEVEL][column].value_counts()
-        held = [f"{lasting.get(verdict, 0)} of {number} {verdict}" for verdict, number in decided[column].value_counts().items()]
+        decided = table[table[column].isin([SUPPORTED, CONTRADICTED]) & table[prefix + "p"].notna()]
+        lasting = (decided[prefix + "p_holm"] < LEVEL).groupby(decided[column]).agg(["sum", "count"])
+        held = [f"{kept} of {of} {verdict}" for verdict, kept, of in lasting.itertuples()]
         return ", ".join(words) + (f" (by Holm's p over all claims that were run: {', '.join(held)})" if held else "")
 
     days = [about["finished"][:10] for _, _, about in store.about()]
@@ -161,9 +154,8 @@ def verdicts_sentence(table: pd.DataFrame, store: Store) -> str:
 
 def made_on(about: dict) -> str:
     """Where, with what and when something was made, in words (HTML; every text escaped)."""
-    commit = text.short_commit(str(about["commit"]))
-    return (f"{escape(str(about['device']))}, torch {escape(str(about['versions']['torch']))}, "
-            f"{escape(str(about['finished'])[:10])}, commit <code>{escape(commit)}</code>")
+    return (f"{escape(about['device'])}, torch {escape(about['versions']['torch'])}, {escape(about['finished'][:10])}, "
+            f"commit <code>{escape(text.short_commit(about['commit']))}</code>")
 
 
 def bench_machine(result: dict) -> str:
@@ -190,5 +182,5 @@ def bench_html(result: dict) -> list[tuple[str, str]]:
         ("What events, tests and scores cost", costs, {
             "model": "network", "cost": "what", "ms": "ms", "training_steps": "in training steps"}))
     return [(heading, frame.reindex(columns=list(names)).rename(columns=names).to_html(
-        index=False, border=0, classes="table", escape=True, na_rep=_NONE, float_format=lambda value: f"{value:.3g}"))
+        index=False, border=0, classes="table", escape=True, na_rep=NONE, float_format=lambda value: f"{value:.3g}"))
         for heading, frame, names in shown if not frame.empty]

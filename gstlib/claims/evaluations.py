@@ -7,6 +7,7 @@ Accuracies and gaps are in points, instabilities and magnitudes in log10.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -121,14 +122,13 @@ def structured(t: pd.DataFrame) -> Finding:
 
 
 def larger_steps(t: pd.DataFrame) -> Finding:
-    each = {name: slopes(np.log2(t["rate"][list(labels)]), t["log_instability"][list(labels)])
-            for name, labels in CURVES.items()}
-    rho = {name: np.mean(t["log_instability"][list(labels)].T.corrwith(pd.Series(range(5), labels), method="spearman"))
-           for name, labels in CURVES.items()}
-    return decide(part("instability at twice the rate, mean over the five targets", np.mean([*each.values()], axis=0),
-                       RATIO),
-                  note=", ".join(f"{name} {number(*t_interval(values)[:3], RATIO)} (rho {rho[name]:.2f})"
-                                 for name, values in each.items()))
+    logs, each, notes = t["log_instability"], [], []
+    for name, labels in CURVES.items():
+        each.append(slopes(np.log2(t["rate"][list(labels)]), logs[list(labels)]))
+        rho = logs[list(labels)].T.corrwith(pd.Series(range(5), labels), method="spearman").mean()
+        notes.append(f"{name} {number(*t_interval(each[-1])[:3], RATIO)} (rho {rho:.2f})")
+    return decide(part("instability at twice the rate, mean over the five targets", np.mean(each, axis=0), RATIO),
+                  note=", ".join(notes))
 
 
 def _leads(t: pd.DataFrame, name: str, last: int, sign: int) -> list[Part]:
@@ -138,16 +138,18 @@ def _leads(t: pd.DataFrame, name: str, last: int, sign: int) -> list[Part]:
                  sign * (accuracy[labels[last]] - accuracy[labels[k]])) for k in range(last)]
 
 
+def _both_readings(judged: Callable[[int], list[Part]]) -> Finding:
+    """By the text, whose 30% is r = 100, the largest rate; in the note by the appendix, which ends at r = 60."""
+    return decide(*judged(4), note="with r = 60 as the largest rate: " + "; ".join(map(str, judged(3))))
+
+
 def best_at_largest(t: pd.DataFrame) -> Finding:
-    # the appendix ends at r = 60, the text at 30%, which is r = 100: both readings
-    printed, other = ([every(*_leads(t, name, last, 1)) for name in ("S by E[BN]", "S by l2", "R")] for last in (4, 3))
-    return decide(*printed, note="with r = 60 as the largest rate: " + "; ".join(map(str, other)))
+    return _both_readings(lambda last: [every(*_leads(t, name, last, 1)) for name in ("S by E[BN]", "S by l2", "R")])
 
 
 def not_best_at_largest(t: pd.DataFrame) -> Finding:
-    printed, other = ([some(f"{name}, best other rate less r = {PERIODS[last]}", *_leads(t, name, last, -1))
-                       for name in ("L by E[BN]", "L by l2")] for last in (4, 3))
-    return decide(*printed, note="with r = 60 as the largest rate: " + "; ".join(map(str, other)))
+    return _both_readings(lambda last: [some(f"{name}, best other rate less r = {PERIODS[last]}",
+                                             *_leads(t, name, last, -1)) for name in ("L by E[BN]", "L by l2")])
 
 
 def _over(t: pd.DataFrame, more: str, less: str) -> np.ndarray:

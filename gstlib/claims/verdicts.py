@@ -15,8 +15,7 @@ from gstlib.claims.statements import CLAIMS, Claim
 from gstlib.errors import InputError
 from gstlib.reading import measures
 from gstlib.reading.measures import KEYS
-from gstlib.reading.study import Study, command, study
-from gstlib.spec import DATASETS
+from gstlib.reading.study import Study, command, may_mean, study
 from gstlib.store import Store
 
 FULL_WIDTH = ("paper", "quarter")  # the profiles that speak about the paper, the one nearest to it first
@@ -76,19 +75,15 @@ def lacking(table: pd.DataFrame) -> str:
 def evaluate(store: Store, profile: str | None = None, data: str | None = None, seeds=None) -> pd.DataFrame:
     """A row a claim with its verdict (section 5 of the paper's specification).
 
-    With `profile` None the row is that of the full-width profile nearest to
-    the paper that has a verdict; a profile that is not full-width leaves
-    `verdict` at "not run".  `data` and `seeds` as in `reading.study`.
+    With `profile` None the row is that of the full-width profile nearest to the paper that has a verdict; a profile
+    that is not full-width leaves `verdict` at "not run".  `data` and `seeds` as in `reading.study`.
 
-    Columns: id, statement, published, profile; estimate, low, high, in the
-    unit in which the claim says "above zero" (`unit`; logarithms are printed
-    as ratios), confidence, n (complete seeds; C1g: configurations, C19:
-    networks), runs, p, p_holm (over all claims that were run), smallest_effect
-    (found with 80% power), seeds_needed (for the effect seen), verdict;
-    small_scale (the verdict at `mini`, or at the reduced profile asked for)
-    and small_… for all of these; why (what is missing and the command that
-    makes it), note (all parts), figure, statistic, test.  Raises `InputError`
-    for an unknown profile and mixed data.
+    Columns: id, statement, published, profile; estimate, low, high, in the unit in which the claim says "above zero"
+    (`unit`; logarithms are printed as ratios), confidence, n (complete seeds; C1g: configurations, C19: networks),
+    runs, p, p_holm (over all claims that were run), smallest_effect (found with 80% power), seeds_needed (for the
+    effect seen), verdict; small_scale (the verdict at `mini`, or at the reduced profile asked for) and small_… for all
+    of these; why (what is missing and the command that makes it), note (all parts), figure, statistic, test.  Raises
+    `InputError` for an unknown profile and mixed data.
     """
     if profile is not None:
         experiments.profile(profile)
@@ -97,8 +92,7 @@ def evaluate(store: Store, profile: str | None = None, data: str | None = None, 
     store, held = _Once(store.path), {}
     for _, spec, about in store.about():
         held.setdefault(about["profile"], set()).add(spec.data.name)
-    found = {name: _at(store, name, _named(held.get(name, set()), name, data), seeds, data)
-             for name in (*full, reduced)}
+    found = {name: _at(store, name, held.get(name, set()), seeds, data) for name in (*full, reduced)}
     rows = []
     for claim in CLAIMS:
         small = found[reduced][claim.id]
@@ -122,19 +116,14 @@ def evaluate(store: Store, profile: str | None = None, data: str | None = None, 
     return table
 
 
-def _named(names: set[str], profile: str, data: str | None) -> str | None:
-    """The data set to read among those that a profile's runs were trained on; None when there is none."""
-    if data is not None:
-        return data if names & ({data} if data in DATASETS else {"cifar10", "cifar10-folder"}) else None
+def _at(store: Store, profile: str, held: set[str], seeds, asked: str | None) -> dict[str, dict]:
+    """Every claim judged at one profile, by id, on the data `asked` for, else of those `held` on the profile's own."""
     own = experiments.profile(profile).data
-    return own if own in names else min(names, default=None)
-
-
-def _at(store: Store, profile: str, data: str | None, seeds, asked: str | None) -> dict[str, dict]:
-    """Every claim judged at one profile, by id; `data` None where nothing is stored, `asked` the reader's choice."""
+    data = asked or (own if own in held else min(held, default=None))
     figures = dict.fromkeys(figure for claim in CLAIMS for figure in claim.needs)
-    studies = {figure: study(store, figure, profile, data, seeds) for figure in figures} if data else {}
-    return {claim.id: judge(claim, profile, studies, store, asked or data) for claim in CLAIMS}
+    there = held and held & may_mean(data)
+    studies = {figure: study(store, figure, profile, data, seeds) for figure in figures} if there else {}
+    return {claim.id: judge(claim, profile, studies, store, data) for claim in CLAIMS}
 
 
 def judge(claim: Claim, profile: str, studies: dict[str, Study], store: Store, data: str | None = None) -> dict:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -20,7 +19,7 @@ from scipy import stats
 
 from gstlib.reading import measures
 from gstlib.reading.interval import Estimate, half_width, t_interval
-from gstlib.reading.study import Study
+from gstlib.reading.study import Study, once
 from gstlib.reading.text import pooled
 from gstlib.spec import RunSpec
 
@@ -35,7 +34,6 @@ _NOISES = {("zero", 0): "#999933", ("zero", 50): "#44AA99", ("zero", 1105): "#66
            ("gaussian", 1500): "#882255", ("gaussian-transient", 50): "#88CCEE",
            ("gaussian-transient", 1105): "#DDCC77", ("gaussian-transient", 1500): "#CC6677"}
 _ONE_SHOT = "#661100"
-_SIZE = (5.2, 4.2)
 _FEWEST = 3  # with fewer runs these are drawn themselves, and no band
 _PER_CENT = FuncFormatter(lambda value, _: f"{100 * value:.4g}%")  # 10% and 91.5%, no needless decimals
 
@@ -47,20 +45,24 @@ def style() -> None:
         "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left",
         "axes.titlesize": "medium", "axes.grid": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.6,
         "legend.frameon": False, "svg.fonttype": "none", "svg.hashsalt": "gstlib", "figure.dpi": 100,
-        "savefig.dpi": 200,
-        "font.family": "DejaVu Sans",
-    })
+        "savefig.dpi": 200, "font.family": "DejaVu Sans"})
 
 
-def _axes(size: tuple[float, float] = _SIZE) -> Axes:
+def _axes(x: str = "", y: str = "", shares: bool = True) -> Axes:
+    """An empty panel with the names of its axes; shares go up it as per cent."""
     style()
-    return Figure(figsize=size, layout="constrained").subplots()
+    ax = Figure(figsize=(5.2, 4.2), layout="constrained").subplots()
+    ax.set(xlabel=x, ylabel=y)
+    if shares:
+        ax.yaxis.set_major_formatter(_PER_CENT)
+    return ax
 
 
-def _legend(ax: Axes, columns: int = 2) -> None:
-    """Beneath the picture, where it hides nothing."""
+def _with_legend(ax: Axes, columns: int = 2) -> Figure:
+    """The figure, its legend beneath the picture, where it hides nothing."""
     ax.legend(loc="upper center", bbox_to_anchor=(0.44, 0), borderaxespad=4.4, ncols=columns, fontsize=10,
               handlelength=2.4, columnspacing=1.4)
+    return ax.figure
 
 
 def _line(ax: Axes, points: pd.DataFrame, x: str, y: str, colour: str, label: str, confidence: float = 0.95,
@@ -80,18 +82,6 @@ def _line(ax: Axes, points: pd.DataFrame, x: str, y: str, colour: str, label: st
         ax.fill_between(each.index, each["mean"] - half, each["mean"] + half, color=colour, alpha=0.18, linewidth=0)
 
 
-def method_name(spec: RunSpec) -> str:
-    """What readers call a configuration: target, score and iterative rate (the largest over the layers, rounded)."""
-    p = spec.pruning
-    if p is None:
-        return "no pruning"
-    return f"{_method(p.target, p.score)}, " + ("one shot" if _once(p) else f"{100 * p.schedule.iterative_rate:.0f}%")
-
-
-def _once(pruning) -> bool:
-    return all(len(pruning.schedule.event_epochs(layer)) == 1 for layer in range(len(pruning.layers)))
-
-
 def _method(target: str, score: str) -> str:
     """Target and score in words; random selection looks at no score."""
     name = {"ebn": "E[BN]", "ebn-signed": "signed E[BN]", "magnitude": "weights"}.get(score, score)
@@ -99,27 +89,31 @@ def _method(target: str, score: str) -> str:
 
 
 def legend_name(study: Study, label: str) -> str:
-    """`method_name`; a noise goes by its label, whose batches are as printed, with those here where they were cut."""
-    spec = study.spec(label)
-    if spec.pruning is None or spec.pruning.effect.startswith("remove"):
-        return method_name(spec)
-    here = spec.pruning.batches
-    return label if here == study.printed[label].pruning.batches else f"{label} ({here} here)"
+    """What readers call a configuration: target, score and iterative rate (the largest over the layers, rounded).
+
+    A noise goes by its label, whose batches are as printed, with those here where they were cut.
+    """
+    p = study.spec(label).pruning
+    if p is None:
+        return "no pruning"
+    if p.effect.startswith("remove"):
+        rate = "one shot" if once(p) else f"{100 * p.schedule.iterative_rate:.0f}%"
+        return f"{_method(p.target, p.score)}, {rate}"
+    return label if p.batches == study.printed[label].pruning.batches else f"{label} ({p.batches} here)"
 
 
 def method_colour(printed: RunSpec) -> str:
     """The colour of a configuration by its specification as printed, the same at every profile.
 
-    The target sets the hue, the smallest rate (r = 4, many small events)
-    takes its lighter partner, S by l2 is purple, one shot dark brown; every
-    noise has its own.
+    The target sets the hue, the smallest rate (r = 4, many small events) takes its lighter partner, S by l2 is purple,
+    one shot dark brown; every noise has its own.
     """
     p = printed.pruning
     if p is None:
         return _BLACK
     if (p.effect, p.batches) in _NOISES:
         return _NOISES[p.effect, p.batches]
-    if _once(p):
+    if once(p):
         return _ONE_SHOT
     if (p.target, p.score) == ("S", "l2"):
         return _PURPLE
@@ -129,10 +123,9 @@ def method_colour(printed: RunSpec) -> str:
 def drawn(study: Study, labels: Iterable[str]) -> list[str]:
     """Those of `labels` that have stored runs, each run once.
 
-    At a reduced profile two labels can mean the same run (1105 and 1500
-    batches are both cut to 480, say); only the first is drawn.
+    At a reduced profile two labels can mean one run (1105 and 1500 batches are cut to 480, say); the first is drawn.
     """
-    there, seen = set(study.runs["label"]) if len(study.runs) else set(), {}
+    there, seen = set(study.runs["label"]), {}
     for label in labels:
         if label in there:
             seen.setdefault(study.spec(label).id, label)
@@ -157,17 +150,15 @@ def accuracy_by_epoch(study: Study, labels: list[str] | None = None, confidence:
                       column: str = "test_accuracy") -> Figure:
     """Mean test accuracy over training with intervals, falls at events drawn, arrows at the events of L in Figure 1.
 
-    `labels` picks configurations (default, as in Figure 1 left: all that
-    score by E[BN]); what has no stored run is not drawn, and the caption says
-    so.  Unstructured pruning is dashed.
+    `labels` picks configurations (default, as in Figure 1 left: all that score by E[BN]); what has no stored run is
+    not drawn, and the caption says so.  Unstructured pruning is dashed.
     """
-    ax = _axes()
+    ax = _axes("epoch", "test accuracy" + (", noise off" if column.endswith("clean") else ""))
     arrows = labels is None
     if arrows:
         labels = [label for label in study.labels if not ((p := study.spec(label).pruning) and p.score == "l2")]
     labels = drawn(study, labels)
-    points = traces(study, column)
-    points = points[points["label"].isin(labels)]
+    points = traces(study.restrict(labels), column)
     for label in labels:
         p, colour = study.spec(label).pruning, method_colour(study.printed[label])
         large = p is not None and p.target == "L" and p.effect.startswith("remove")
@@ -179,30 +170,22 @@ def accuracy_by_epoch(study: Study, labels: list[str] | None = None, confidence:
                             arrowprops={"arrowstyle": "-|>", "color": colour, "shrinkB": 2})
     last = points["epoch"].max()
     bottom = points.loc[points["epoch"] > 0.05 * last, "accuracy"].quantile(0.01)
-    ax.set_ylim(max(0, bottom - 0.07), min(1, points["accuracy"].max() + 0.03))
-    ax.yaxis.set_major_formatter(_PER_CENT)
-    ax.set(xlabel="epoch", ylabel="test accuracy" + (", noise off" if column.endswith("clean") else ""), xlim=(0, last))
-    _legend(ax)
-    return ax.figure
+    ax.set(xlim=(0, last), ylim=(max(0, bottom - 0.07), min(1, points["accuracy"].max() + 0.03)))
+    return _with_legend(ax)
 
 
 def single_run(study: Study, label: str, seed: int) -> Figure:
     """One run: training accuracy, test accuracy and the fall at each event."""
-    ax = _axes()
-    epochs = study.epochs[(study.epochs["label"] == label) & (study.epochs["seed"] == seed)]
-    points = traces(study)
-    points = points[(points["label"] == label) & points["run"].isin(epochs["run"])]
+    ax, study = _axes("epoch", "accuracy"), study.restrict([label], seed)
+    epochs, events, points = study.epochs, study.events, traces(study)
     ax.plot(epochs["epoch"], epochs["train_accuracy"], color=_BLACK, linewidth=1.2, linestyle="--", label="training")
     ax.plot(points["epoch"], points["accuracy"], color=method_colour(study.printed[label]), linewidth=1.6, label="test")
-    mine = (study.events["label"] == label) & (study.events["seed"] == seed)
     for column, marker, face in (("t_pre", "^", _BLACK), ("t_post", "v", "white")):
-        ax.plot(study.events.loc[mine, "epoch"] + 0.02 * (column == "t_post"), study.events.loc[mine, column],
-                linestyle="none", marker=marker, color=_BLACK, markerfacecolor=face, markersize=6, clip_on=False,
-                zorder=3, label="$t_{%s}$" % column[2:])
-    ax.yaxis.set_major_formatter(_PER_CENT)
-    ax.set(xlabel="epoch", ylabel="accuracy", xlim=(0, epochs["epoch"].max()))
-    _legend(ax, 4)
-    return ax.figure
+        ax.plot(events["epoch"] + 0.02 * (column == "t_post"), events[column], linestyle="none", color=_BLACK,
+                marker=marker, markerfacecolor=face, markersize=6, clip_on=False, zorder=3,
+                label="$t_{%s}$" % column[2:])
+    ax.set_xlim(0, epochs["epoch"].max())
+    return _with_legend(ax, 4)
 
 
 def instability_by_epoch(study: Study) -> Figure:
@@ -210,48 +193,38 @@ def instability_by_epoch(study: Study) -> Figure:
 
     The scale is logarithmic above a tenth of a point and linear below, where an event may change nothing.
     """
-    ax = _axes()
-    points = measures.instability(study.events)
+    ax, points = _axes("epoch of the event", "instability (points)"), measures.instability(study.events)
     for label in drawn(study, points["label"].unique()):
-        l2 = study.spec(label).pruning.score == "l2"
         _line(ax, points[points["label"] == label], "epoch", "instability", method_colour(study.printed[label]),
               legend_name(study, label), marker="o", markersize=4, markeredgewidth=0, linewidth=1,
-              linestyle="--" if l2 else "-")
+              linestyle="--" if study.spec(label).pruning.score == "l2" else "-")
     ax.set_yscale("symlog", linthresh=0.001, linscale=0.4)
-    ax.set_ylim(bottom=0)
-    ax.yaxis.set_major_formatter(_PER_CENT)
+    ax.yaxis.set_major_formatter(_PER_CENT)  # the scale has brought its own
     ax.yaxis.set_minor_locator(NullLocator())
-    ax.set(xlabel="epoch of the event", ylabel="instability (points)", xlim=(0, None))
-    _legend(ax)
-    return ax.figure
+    ax.set(xlim=(0, None), ylim=(0, None))
+    return _with_legend(ax)
 
 
 def accuracy_by_instability(study: Study) -> Figure:
     """Figure 1 right: final test accuracy against mean instability, a point a run, means with 95% intervals.
 
-    The title states the paper's description, Pearson's r pooled over the
-    pruned runs with its p; the unpruned mean is a dotted line.
+    The title states the paper's description, Pearson's r pooled over the pruned runs with its p; the unpruned mean is
+    a dotted line.
     """
-    ax = _axes()
-    for label in study.labels:
-        runs, spec = study.runs[study.runs["label"] == label], study.spec(label)
-        if len(runs) == 0:
-            continue
-        if spec.pruning is None:
+    ax = _axes("mean instability (points of test accuracy)", "final test accuracy")
+    ax.xaxis.set_major_formatter(_PER_CENT)
+    for label, runs in study.runs.groupby("label", sort=False):
+        pruning, colour = study.spec(label).pruning, method_colour(study.printed[label])
+        if pruning is None:
             _unpruned(ax, runs["final_accuracy"])
             continue
-        colour = method_colour(study.printed[label])
         ax.scatter(runs["mean_instability"], runs["final_accuracy"], s=18, color=colour, alpha=0.55, linewidths=0)
         _diamond(ax, runs["mean_instability"], runs["final_accuracy"], colour, markersize=6, linewidth=1.2, zorder=3,
-                 markerfacecolor="white" if spec.pruning.score == "l2" else colour, label=method_name(spec))
+                 markerfacecolor="white" if pruning.score == "l2" else colour, label=legend_name(study, label))
     r, p, n = pooled(study.runs)
     if np.isfinite(r):
         ax.set_title(f"pooled r = {r:.2f}, p = {p:.2g}, n = {n}", fontsize="small")
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(_PER_CENT)
-    ax.set(xlabel="mean instability (points of test accuracy)", ylabel="final test accuracy")
-    _legend(ax)
-    return ax.figure
+    return _with_legend(ax)
 
 
 def _diamond(ax: Axes, x: pd.Series, y: pd.Series, colour, **look) -> tuple[float, float]:
@@ -280,25 +253,24 @@ _TARGETS = dict(zip(measures.DECILES, sns.color_palette("viridis_r", 13)[2:][::-
 def gap_by_decile(rows: pd.DataFrame, structure: str) -> Figure:
     """Figure 2: generalization gap against the decile that is pruned, a dot a run, means with 95% intervals.
 
-    `rows` as `measures.by_decile` gives them; `structure`: "weight" (left in
-    the paper) or "filter" (whole neurons, right). Both have one vertical scale.
+    `rows` as `measures.by_decile` gives them; `structure`: "weight" (left in the paper) or "filter" (whole neurons,
+    right). Both have one vertical scale.
     """
-    ax = _axes()
     part = rows[rows["structure"] == structure]
+    ax = _gap_axes("pruned decile (D0 smallest, D10 the very largest)", rows)
     sns.stripplot(part, x="target", y="gap", order=[*_TARGETS], hue="target", hue_order=[*_TARGETS], palette=_TARGETS,
                   legend=False, ax=ax, size=4, alpha=0.45, jitter=0.12)
     for target, runs in part.groupby("target"):
         found = t_interval(runs["gap"])
         ax.errorbar(measures.DECILES.index(target), found.value, _bar(found), color=_TARGETS[target], marker="D",
                     markersize=7, capsize=4, linewidth=1.6, zorder=3)
-    _gap_axis(ax, rows)
-    ax.set(xlabel="pruned decile (D0 smallest, D10 the very largest)", ylabel="test − train accuracy (points)")
     return ax.figure
 
 
 def gap_by_magnitude(rows: pd.DataFrame, structure: str) -> Figure:
     """Figure 2: generalization gap against the mean magnitude pruned at epoch 35, means with 95% intervals."""
-    ax = _axes()
+    what = "weight" if structure == "weight" else "neuron's l2 norm"
+    ax = _gap_axes(f"mean pruned {what} at epoch 35", rows)
     part = rows[rows["structure"] == structure].dropna(subset=["gap", "magnitude"])
     for target, runs in part.groupby("target", sort=False):
         ax.scatter(runs["magnitude"], runs["gap"], s=16, color=_TARGETS[target], alpha=0.45, linewidths=0)
@@ -306,19 +278,17 @@ def gap_by_magnitude(rows: pd.DataFrame, structure: str) -> Figure:
         up = measures.DECILES.index(target) % 2 == 0  # neighbours on opposite sides, where they are close
         ax.annotate(target, at, (6, 9 if up else -9), textcoords="offset points", fontsize=11,
                     va="center", path_effects=[withStroke(linewidth=3, foreground="white")], zorder=5)
-    _gap_axis(ax, rows)
     ax.margins(x=0.08)
-    what = "weight" if structure == "weight" else "neuron's l2 norm"
-    ax.set(xlabel=f"mean pruned {what} at epoch 35", ylabel="test − train accuracy (points)")
     return ax.figure
 
 
-def _gap_axis(ax: Axes, rows: pd.DataFrame) -> None:
-    """The same scale for both structures, so that their effects can be compared by eye."""
-    ax.yaxis.set_major_formatter(_PER_CENT)
+def _gap_axes(x: str, rows: pd.DataFrame) -> Axes:
+    """A panel with the same scale for both structures, so that their effects can be compared by eye."""
+    ax = _axes(x, "test − train accuracy (points)")
     if len(rows):
         room = 0.06 * max(np.ptp(rows["gap"]), 0.01)
         ax.set_ylim(rows["gap"].min() - room, rows["gap"].max() + room)
+    return ax
 
 
 def magnitude_deciles(rows: pd.DataFrame) -> Figure:
@@ -326,43 +296,37 @@ def magnitude_deciles(rows: pd.DataFrame) -> Figure:
 
     `rows` as `measures.decile_magnitudes` gives them; a seed's mean over all targets counts once.
     """
-    ax = _axes()
+    ax = _axes("tenth of the units present", "mean magnitude (fifth tenth = 1)", shares=False)
     for structure, name, colour, marker in (("weight", "single weights", _PURPLE, "o"),
                                             ("filter", "neurons (l2 norm)", _BLUE, "s")):
-        part = rows[rows["structure"] == structure]
-        if len(part):
-            _line(ax, part, "tenth", "relative", colour, name, marker=marker, markersize=7)
+        _line(ax, rows[rows["structure"] == structure], "tenth", "relative", colour, name, marker=marker, markersize=7)
     exponential = measures.exponential_deciles()
     ax.plot(range(1, 11), exponential / exponential[4], color=_BLACK, linestyle=":", label="exponential distribution")
-    ax.set(xlabel="tenth of the units present", ylabel="mean magnitude (fifth tenth = 1)", xticks=range(1, 11))
-    _legend(ax)
-    return ax.figure
+    ax.set_xticks(range(1, 11))
+    return _with_legend(ax)
 
 
 def by_rate(study: Study, column: str) -> Figure:
-    """Figure 4: `column` of the runs against the iterative rate, mean with 95% intervals; l2 dashed, open markers.
+    """Figure 4: `column` of the runs, "mean_instability" or "final_accuracy", against the iterative rate.
 
-    Random selection looks at no score and is one line.
+    Means with 95% intervals; l2 dashed, open markers. Random selection looks at no score and is one line.
     """
-    ax, runs = _axes(), study.runs[study.runs["target"] != "none"].drop_duplicates("run")
-    for target in ("S", "R", "L"):
-        for score, dashed in (("ebn", False), ("l2", True)):
-            part = runs[(runs["target"] == target) & (runs["score"] == score)].sort_values("rate")
-            if len(part) == 0:
-                continue
-            colour = _PURPLE if (target, score) == ("S", "l2") else _COLOURS[target]
-            _line(ax, part, "rate", column, colour, _method(target, score), bars=True, marker="o", markersize=7,
-                  markerfacecolor="white" if dashed else colour, markeredgewidth=1.3, linestyle="--" if dashed else "-")
+    names = {"mean_instability": "mean instability (points)", "final_accuracy": "final test accuracy"}
+    ax = _axes("iterative pruning rate", names[column])
+    runs = study.runs[study.runs["target"] != "none"].drop_duplicates("run")
+    for target, score in (("S", "ebn"), ("S", "l2"), ("R", "ebn"), ("L", "ebn"), ("L", "l2")):
+        part = runs[(runs["target"] == target) & (runs["score"] == score)].sort_values("rate")
+        colour = _PURPLE if (target, score) == ("S", "l2") else _COLOURS[target]
+        _line(ax, part, "rate", column, colour, _method(target, score), bars=True, marker="o", markersize=7,
+              markerfacecolor="white" if score == "l2" else colour, markeredgewidth=1.3,
+              linestyle="--" if score == "l2" else "-")
     plain = study.runs.loc[study.runs["target"] == "none", column].dropna()
     if len(plain):
         _unpruned(ax, plain)
     ticks = sorted(runs["rate"].unique())
     ax.set_xticks(ticks, [f"{100 * rate:.0f}%" for rate in ticks])
-    ax.yaxis.set_major_formatter(_PER_CENT)
-    names = {"mean_instability": "mean instability (points)", "final_accuracy": "final test accuracy"}
-    ax.set(xlabel="iterative pruning rate", ylabel=names.get(column, column), xlim=(0, None))
-    _legend(ax, 3)
-    return ax.figure
+    ax.set_xlim(0, None)
+    return _with_legend(ax, 3)
 
 
 def activation_histograms(rows: pd.DataFrame) -> Figure:
@@ -380,67 +344,49 @@ def activation_histograms(rows: pd.DataFrame) -> Figure:
         distances = layer.groupby("when")["ks"].mean()
         for when, colour, fill in (("before", _SKY, True), ("after", _BLUE, False)):
             part = layer[layer["when"] == when]
-            if len(part) == 0:
+            if part.empty:
                 continue
             share = part["count"] / part.groupby("run")["count"].transform("sum") / part["run"].nunique()
             edges = [*np.unique(part["left"]), part["right"].max()]
             sns.histplot(x=(part["left"] + part["right"]) / 2, weights=share, bins=edges, stat="density",
                          element="step", color=colour, fill=fill, alpha=0.55 if fill else 1,
-                         linewidth=0 if fill else 1.5, ax=ax,
-                         label=f"{when} training" if number == layers[0] else None)
-        ax.plot(grid, stats.norm.pdf(grid), color=_VERMILION, linestyle="--", linewidth=1.3,
-                label="standard normal" if number == layers[0] else None)
+                         linewidth=0 if fill else 1.5, ax=ax, label=f"{when} training")
+        ax.plot(grid, stats.norm.pdf(grid), color=_VERMILION, linestyle="--", linewidth=1.3, label="standard normal")
         shown = " → ".join(f"{distances[when]:.2f}" if distances[when] == distances[when] else "refused"
                            for when in ("before", "after") if when in distances)
         ax.set_title(f"conv {number}: KS {shown}", fontsize=11)
         ax.set(xlim=(-4, 4), xlabel="", ylabel="")
     figure.supxlabel("normalised activation", fontsize=12)
     figure.supylabel("density", fontsize=12)
-    handles, names = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=3, fontsize=10, columnspacing=1.2)
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=10,
+                  columnspacing=1.2)
     return figure
 
 
 def distance_by_layer(layers: pd.DataFrame) -> Figure:
     """Claim C18: Kolmogorov-Smirnov distance to the standard normal by layer, before and after training."""
-    ax = _axes()
+    ax = _axes("convolution, counted from the input", "KS distance to the normal", shares=False)
     for when, colour, line in (("before", _SKY, "--"), ("after", _BLUE, "-")):
-        part = layers[layers["when"] == when].dropna(subset="ks")
-        if len(part):
-            _line(ax, part, "number", "ks", colour, f"{when} training", bars=True, linestyle=line, marker="o")
+        _line(ax, layers[layers["when"] == when].dropna(subset="ks"), "number", "ks", colour, f"{when} training",
+              bars=True, linestyle=line, marker="o")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set(xlabel="convolution, counted from the input", ylabel="KS distance to the normal", ylim=(0, None))
-    _legend(ax)
-    return ax.figure
+    ax.set_ylim(0, None)
+    return _with_legend(ax)
 
 
 def score_against_activation(table: pd.DataFrame, score: str, name: str) -> Figure:
     """How well a score predicts a channel's mean activation: columns `score` and `activation`, a dot a channel."""
-    ax = _axes()
-    colour = {"ebn": _BLUE, "l2": _PURPLE}.get(score, _BLACK)
-    sns.scatterplot(table, x=score, y="activation", color=colour, s=28, alpha=0.7, linewidth=0, ax=ax)
+    ax = _axes(name, "mean activation after the ReLU", shares=False)
+    sns.scatterplot(table, x=score, y="activation", color={"ebn": _BLUE, "l2": _PURPLE}[score], s=28, alpha=0.7,
+                    linewidth=0, ax=ax)
     rho = stats.spearmanr(table[score], table["activation"]).statistic
     ax.set_title(f"Spearman's rho = {rho:.2f}", fontsize="small")
-    ax.set(xlabel=name, ylabel="mean activation after the ReLU")
     return ax.figure
 
 
-def save(figure: Figure, folder: str | Path, name: str, rows: pd.DataFrame) -> list[Path]:
+def save(figure: Figure, folder: Path, name: str, rows: pd.DataFrame) -> None:
     """Write `name`.png, .svg and .csv (the rows behind it) into `folder`; the same input gives the same SVG."""
-    places = _places(folder, name)
-    places[0].parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(places[0], metadata={"Software": None})
-    with matplotlib.rc_context({"svg.hashsalt": "gstlib"}):
-        figure.savefig(places[1], metadata={"Date": None, "Creator": None})
-    rows.to_csv(places[2], index=False, float_format="%.6g", lineterminator="\n")
-    return places
-
-
-def remove(folder: str | Path, name: str) -> None:
-    """Take away what `save` wrote under this name, if anything: a figure that can no longer be drawn is not shown."""
-    for place in _places(folder, name):
-        place.unlink(missing_ok=True)
-
-
-def _places(folder: str | Path, name: str) -> list[Path]:
-    return [Path(folder) / f"{name}.{kind}" for kind in ("png", "svg", "csv")]
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+    figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
+    rows.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")

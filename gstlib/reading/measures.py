@@ -32,20 +32,17 @@ def instability(events: pd.DataFrame) -> pd.DataFrame:
 def summary(tables: dict[str, pd.DataFrame], test_images: int | None) -> dict:
     """One run in one row; `test_images`: how many its events are measured on (None: all test images).
 
-    final_accuracy, final_loss, final_train_accuracy, final_train_loss (table
-    `final`); gap, test less train accuracy of these, which belong to the last
-    epoch; best_accuracy, the best at or after the last event of the epochs'
-    tests; mean_instability, mean_relative_instability over the events and
-    log_instability, log10 of the former, in which 0 counts as half the
-    smallest mean that the test images can show (nan without events); events,
-    their number; parameters left.
+    final_accuracy, final_loss, final_train_accuracy, final_train_loss (table `final`); gap, test less train accuracy
+    of these, which belong to the last epoch; best_accuracy, the best at or after the last event of the epochs' tests;
+    mean_instability, mean_relative_instability over the events and log_instability, log10 of the former, in which 0
+    counts as half the smallest mean that the test images can show (nan without events); events, their number;
+    parameters left.
     """
     epochs, events, final = tables["epoch"], tables["event"], tables["final"].iloc[0]
     # arrays, since pandas would take as long for a run's few sums as reading the run does
     accuracy, at = epochs["test_accuracy"].to_numpy(float), epochs["epoch"].to_numpy()
-    row = {"final_accuracy": final["accuracy"], "final_loss": final["loss"],
-           "final_train_accuracy": final["train_accuracy"], "final_train_loss": final["train_loss"],
-           "gap": final["accuracy"] - final["train_accuracy"], "best_accuracy": np.nanmax(accuracy),
+    row = {f"final_{name}": final[name] for name in ("accuracy", "loss", "train_accuracy", "train_loss")}
+    row |= {"gap": final["accuracy"] - final["train_accuracy"], "best_accuracy": np.nanmax(accuracy),
            "mean_instability": math.nan, "mean_relative_instability": math.nan, "log_instability": math.nan,
            "events": len(events), "parameters": int(epochs["parameters"].to_numpy()[-1])}
     if len(events):
@@ -63,10 +60,9 @@ def summary(tables: dict[str, pd.DataFrame], test_images: int | None) -> dict:
 def recovery(epochs: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:
     """A row a cluster of events whose epochs are at most one apart: how long until accuracy was back.
 
-    first and last (epoch), removed, t_pre (of the first event), t_post (of
-    the last), wait, recovered.  `wait` counts epochs from the last event to
-    the first test that reaches t_pre; where the next cluster or the end comes
-    before, `recovered` is False and `wait` what was seen of it (censored).
+    first and last (epoch), removed, t_pre (of the first event), t_post (of the last), wait, recovered.  `wait` counts
+    epochs from the last event to the first test that reaches t_pre; where the next cluster or the end comes before,
+    `recovered` is False and `wait` what was seen of it (censored).
     """
     tested = {key: rows for key, rows in epochs.dropna(subset="test_accuracy").groupby(KEYS)}
     clusters = []

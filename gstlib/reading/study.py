@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from gstlib import experiments
 from gstlib.errors import InputError
 from gstlib.experiments import PROFILES, Labelled, Profile
 from gstlib.reading import measures
-from gstlib.spec import DATASETS, DataSpec, RunSpec
+from gstlib.spec import DATASETS, DataSpec, PruningSpec, RunSpec
 from gstlib.store import Store
 
 
@@ -24,9 +24,8 @@ from gstlib.store import Store
 class Study:
     """What the store holds of one experiment at one profile.
 
-    `epochs`, `events` and `histograms` are the stored rows, `runs` one row a
-    run (`measures.summary`), `provenance` one too; all carry label, seed, run
-    and what the configuration is: `about_spec`.  `missing` lists the runs that
+    `epochs`, `events` and `histograms` are the stored rows, `runs` one row a run (`measures.summary`), `provenance`
+    one too; all carry label, seed, run and what the configuration is: `about_spec`.  `missing` lists the runs that
     were asked for and are not there, `command` makes them.
     """
 
@@ -60,46 +59,41 @@ class Study:
         """The part that a panel shows, so that its caption counts those runs and no others."""
         labels = set(labels)
 
-        def chosen(frame):
-            if frame.empty:
-                return frame
-            return frame[frame["label"].isin(labels) & (seed is None or frame["seed"] == seed)]
+        def chosen(of):
+            if isinstance(of, list):
+                return [run for run in of if run.label in labels and seed in (None, run.spec.seed)]
+            return of if of.empty else of[of["label"].isin(labels) & (seed is None or of["seed"] == seed)]
 
-        def listed(runs):
-            return [run for run in runs if run.label in labels and seed in (None, run.spec.seed)]
-
-        names = ("epochs", "events", "histograms", "runs", "provenance")
-        return dataclasses.replace(self, wanted=listed(self.wanted), missing=listed(self.missing),
-                                   **{name: chosen(getattr(self, name)) for name in names})
+        names = ("wanted", "missing", "epochs", "events", "histograms", "runs", "provenance")
+        return dataclasses.replace(self, **{name: chosen(getattr(self, name)) for name in names})
 
 
 def command(figures: str | Iterable[str], profile: str, data: str | None = None,
-            results: str | os.PathLike | None = None, seeds=None) -> str:
+            results: str | Path | None = None, seeds=None) -> str:
     """The command that makes the runs of `figures`; `data`, `results` and `seeds` where they are known."""
     words = [figures] if isinstance(figures, str) else [*figures]
-    words += ["--profile", profile]
-    if data is not None:
-        words += ["--data", data]
-    if seeds is not None:
-        # "3," is seed 3, "3" would be three seeds
-        words += ["--seeds", str(seeds) if isinstance(seeds, (int, str)) else ",".join(map(str, seeds)) + ","]
-    if results is not None:
-        words += ["--results", os.fspath(results)]
+    if seeds is not None and not isinstance(seeds, (int, str)):
+        seeds = ",".join(map(str, seeds)) + ","  # "3," is seed 3, "3" would be three seeds
+    for option, value in (("profile", profile), ("data", data), ("seeds", seeds), ("results", results)):
+        words += [f"--{option}", str(value)] if value is not None else []
     return "python -m gstlib run " + shlex.join(words)
+
+
+def may_mean(data: str) -> set[str]:
+    """The data sets that `data` may mean: itself, or for a path what is read from folders and archives."""
+    return {data} if data in DATASETS else {"cifar10", "cifar10-folder"}
 
 
 def find_data(store: Store, profile: Profile, data: str | None, figure: str = "figure1-vgg11") -> DataSpec:
     """The data set that the store's runs at `profile` were trained on, in the profile's sizes and not augmented.
 
-    `data` is a name, or a path (which can only be a `cifar10-folder` or
-    `cifar10`), or None for the profile's own.  Raises `InputError` when there
-    is none (naming the command that makes those of `figure`), or when there
-    are several and results would be mixed.
+    `data` is a name, or a path (which can only be a `cifar10-folder` or `cifar10`), or None for the profile's own.
+    Raises `InputError` when there is none (naming the command that makes those of `figure`), or when there are several
+    and results would be mixed.
     """
     name = data or profile.data
-    names = {name} if name in DATASETS else {"cifar10", "cifar10-folder"}
     found = {spec.data.fingerprint: spec.data for _, spec, about in store.about()
-             if about["profile"] == profile.name and spec.data.name in names}
+             if about["profile"] == profile.name and spec.data.name in may_mean(name)}
     if not found:
         raise InputError(f"{store.path} holds no run at profile {profile.name!r} on data {name!r}; "
                          f"make them with: {command(figure, profile.name, name, store.path)}")
@@ -114,24 +108,27 @@ def find_data(store: Store, profile: Profile, data: str | None, figure: str = "f
 def about_spec(spec: RunSpec) -> dict:
     """What a configuration is, as columns; an unpruned one has target "none", no text elsewhere and zeros.
 
-    target, score, structure, effect, batches (of a noise), rate (the
-    iterative rate, largest over the layers), retrain (epochs between events,
-    as run), model.
+    target, score, structure, effect, batches (of a noise), rate (the iterative rate, largest over the layers), retrain
+    (epochs between events, as run), model.
     """
-    p = spec.pruning
-    if p is None:
-        return {"target": "none", "score": "", "structure": "", "effect": "", "batches": 0, "rate": 0.0, "retrain": 0,
-                "model": spec.model.name}
-    return {"target": p.target, "score": p.score, "structure": p.structure, "effect": p.effect, "batches": p.batches,
-            "rate": p.schedule.iterative_rate, "retrain": p.retrain, "model": spec.model.name}
+    about = {"target": "none", "score": "", "structure": "", "effect": "", "batches": 0, "rate": 0.0, "retrain": 0,
+             "model": spec.model.name}
+    if p := spec.pruning:
+        about |= {name: getattr(p, name) for name in ("target", "score", "structure", "effect", "batches", "retrain")}
+        about["rate"] = p.schedule.iterative_rate
+    return about
+
+
+def once(pruning: PruningSpec) -> bool:
+    """Whether each layer is struck a single time, whatever its period."""
+    return all(len(pruning.schedule.event_epochs(layer)) == 1 for layer in range(len(pruning.layers)))
 
 
 def study(store: Store, figure: str, profile: str = "smoke", data: str | None = None, seeds=None) -> Study:
     """Everything stored of `figure` at `profile`; `seeds` as in `experiments.parse_seeds`.
 
-    With `seeds` None these are the profile's own, or as many as the store
-    holds of this experiment when those are more.  Missing runs are listed,
-    never passed over.
+    With `seeds` None these are the profile's own, or as many as the store holds of this experiment when those are
+    more.  Missing runs are listed, never passed over.
     """
     size, what = experiments.profile(profile), experiments.experiment(figure)
     source = find_data(store, size, data, figure)
@@ -143,8 +140,8 @@ def study(store: Store, figure: str, profile: str = "smoke", data: str | None = 
     wanted = what.runs(size, source, experiments.parse_seeds(number if seeds is None else seeds, size.first_seed))
     held = dict(store.runs({run.spec.id for run in wanted}))
     found = [(run, held[run.spec.id]) for run in wanted if run.spec.id in held]
-    keys = [{"label": run.label, "seed": run.spec.seed, "run": run.spec.id} for run, _ in found]
-    columns = pd.DataFrame([key | about_spec(run.spec) for key, (run, _) in zip(keys, found)])
+    keys = pd.DataFrame([(run.label, run.spec.seed, run.spec.id) for run, _ in found], columns=measures.KEYS)
+    columns = pd.concat([keys, pd.DataFrame([about_spec(run.spec) for run, _ in found])], axis=1)
 
     def together(table: str) -> pd.DataFrame:
         if not found:
@@ -155,10 +152,9 @@ def study(store: Store, figure: str, profile: str = "smoke", data: str | None = 
         rows = pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
         return pd.concat([rows, columns.take(places).reset_index(drop=True)], axis=1)
 
-    there = {run.spec.id for run, _ in found}
     runs = pd.DataFrame([measures.summary(rows.tables, run.spec.data.test_size) for run, rows in found])
-    return Study(what, size, wanted, [run for run in wanted if run.spec.id not in there],
+    return Study(what, size, wanted, [run for run in wanted if run.spec.id not in held],
                  together("epoch"), together("event"), together("histogram"), pd.concat([columns, runs], axis=1),
-                 pd.DataFrame([rows.provenance | key for key, (_, rows) in zip(keys, found)]),
+                 pd.DataFrame([rows.provenance for _, rows in found]).assign(**keys),
                  command(figure, profile, data or source.name, store.path,
                          seeds if seeds is not None or number == size.seeds else number))

@@ -46,12 +46,12 @@ def markdown_table(study: Study) -> str:
     """One row a configuration: runs, events, and means in per cent with 95% intervals."""
     rows = []
     for label in study.labels:
-        columns = ("final_accuracy", "best_accuracy", "mean_instability", "final_train_loss")
-        values = {column: by_seed(study, label, column) for column in columns}
-        runs = len(values["final_accuracy"])
-        events = study.runs.loc[study.runs["label"] == label, "events"].iloc[0] if runs else NONE
-        rows.append([label, runs, events, *(number(*t_interval(v)[:3], "", form=".1f") for v in [*values.values()][:3]),
-                     number(*t_interval(values["final_train_loss"] / 100)[:3], "", form=".3f")])
+        final, best, instability, loss = (by_seed(study, label, column) for column in (
+            "final_accuracy", "best_accuracy", "mean_instability", "final_train_loss"))
+        events = study.runs.loc[study.runs["label"] == label, "events"].iloc[0] if len(final) else NONE
+        rows.append([label, len(final), events,
+                     *(number(*t_interval(each)[:3], "", form=".1f") for each in (final, best, instability)),
+                     number(*t_interval(loss / 100)[:3], "", form=".3f")])
     return markdown(rows, ["method", "runs", "events", "final accuracy, %", "best after the last event, %",
                            "mean instability, points", "training loss"])
 
@@ -61,27 +61,23 @@ def comparison(study: Study, pairs: Iterable[tuple[str, str]], column: str = "fi
 
     In points, or as a ratio for `log_instability`; seeds that have both.
     """
+    what, unit, form = ("ratio", RATIO, ".2f") if column.startswith("log_") else ("difference, points", "", "+.2f")
     rows = []
     for pair in pairs:
         a, b = (by_seed(study, label, column) for label in pair)
-        found, ratio = t_interval((a - b).dropna()), column.startswith("log_")
-        shown = number(*found[:3], RATIO if ratio else "", form=".2f" if ratio else "+.2f")
-        rows.append([*pair, shown if found.n else "not run", f"{found.p:.2g}" if found.p == found.p else NONE, found.n])
-    what = "ratio" if column.startswith("log_") else "difference, points"
+        found = t_interval((a - b).dropna())
+        shown = number(*found[:3], unit, form=form) if found.n else "not run"
+        rows.append([*pair, shown, f"{found.p:.2g}" if found.p == found.p else NONE, found.n])
     return markdown(rows, ["method", "against", what, "p", "seeds"])
 
 
 def criteria(study: Study) -> str:
-    """What a small profile must meet, a configuration a row: training accuracy at the end, where it is lowest.
-
-    An unpruned network must have learnt every training image, a pruned one
-    99.9% of them again; see `TRAINED`.
-    """
+    """What a small profile must meet (`TRAINED`), a configuration a row: training accuracy at the end, the lowest."""
     rows = []
     for label in study.labels:
-        lowest, asked = by_seed(study, label, "final_train_accuracy"), TRAINED[study.spec(label).pruning is not None]
-        rows.append([label, len(lowest), NONE if lowest.empty else f"{lowest.min():.2f}", f"{asked:g}",
-                     NONE if lowest.empty else "yes" if lowest.min() >= asked else "**no**"])
+        each, asked = by_seed(study, label, "final_train_accuracy"), TRAINED[study.spec(label).pruning is not None]
+        told = (f"{each.min():.2f}", "yes" if each.min() >= asked else "**no**") if len(each) else (NONE, NONE)
+        rows.append([label, len(each), told[0], f"{asked:g}", told[1]])
     return markdown(rows, ["method", "runs", "training accuracy at the end, %, lowest", "asked for", "met"])
 
 
@@ -99,8 +95,6 @@ def pooled(runs: pd.DataFrame) -> tuple[float, float, int]:
 
 def accuracy_slopes(study: Study) -> Estimate:
     """Points of final accuracy for a tenfold mean instability: the slope within each seed, pruned runs alone."""
-    if study.runs.empty:
-        return t_interval([])
     runs = study.runs[study.runs["target"] != "none"].assign(points=100 * study.runs["final_accuracy"])
     return seed_slopes(runs, "log_instability", "points")
 
@@ -134,21 +128,19 @@ def trend(runs: pd.DataFrame, x: str, y: str, unit: str) -> str:
 
 def decile_trend(rows: pd.DataFrame) -> str:
     """Figure 2's trends (C5): gap and test accuracy over the deciles, with D10 and without."""
-    lines = []
-    for which, part in (("D0 to D10", rows), ("without D10", rows[rows["target"] != DECILES[-1]])):
-        for column, name in (("gap", "gap"), ("final_accuracy", "test accuracy")):
-            lines.append(f"  - {name}, {which}: {trend(part, 'decile', column, 'per decile')}")
-    return "\n".join(lines)
+    return "\n".join(
+        f"  - {name}, {which}: {trend(part, 'decile', column, 'per decile')}"
+        for which, part in (("D0 to D10", rows), ("without D10", rows[rows["target"] != DECILES[-1]]))
+        for column, name in (("gap", "gap"), ("final_accuracy", "test accuracy")))
 
 
 def refused(layers: pd.DataFrame) -> str:
     """A sentence on Figure A1's layers whose values were not normalised (`measures.normality`); empty without any."""
     off = layers[layers["ks"].isna()]
-    if off.empty:
-        return ""
     which = ", ".join(map(str, sorted(off["number"].unique())))
-    return (f"Left out: {len(off)} of {len(layers)} measurements (convolution {which}), whose values have a standard "
-            f"deviation that is off 1 by more than {SD_OFF:.0%} and so were not normalised.")
+    return "" if off.empty else (
+        f"Left out: {len(off)} of {len(layers)} measurements (convolution {which}), whose values have a standard "
+        f"deviation that is off 1 by more than {SD_OFF:.0%} and so were not normalised.")
 
 
 def caption(study: Study, confidence: float = 0.95) -> str:
@@ -160,23 +152,21 @@ def caption(study: Study, confidence: float = 0.95) -> str:
     if study.runs.empty:
         raise InputError(f"no run of {study.experiment.name} is stored at profile {study.profile.name!r}; "
                          f"make them with: {study.command}")
-    counts = study.runs.groupby("label").size()
-    count = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
-    about = study.provenance
-    intervals = (f"; intervals are {confidence:.0%} t intervals over seeds" if counts.max() > 2
-                 else ", too few for intervals")
+    counts, about = study.runs.groupby("label").size(), study.provenance
+    count = " to ".join(dict.fromkeys((f"{counts.min()}", f"{counts.max()}")))
+    few = counts.max() < 3
+    intervals = ", too few for intervals" if few else f"; intervals are {confidence:.0%} t intervals over seeds"
     days = about["finished"].str[:10]
-    text = (
-        f"Data: {_listed(about['data_title'])}. Profile: {study.profile.title}. "
-        f"{count} run{'' if count == '1' else 's'} per configuration{intervals}. Device: {_listed(about['device'])}. "
-        f"Finished: {_prose(' to '.join(dict.fromkeys((days.min(), days.max()))))}. "
-        f"Code: commit {_listed(about['commit'].map(short_commit))}."
-    )
+    text = (f"Data: {_listed(about['data_title'])}. Profile: {study.profile.title}. "
+            f"{count} run{'' if count == '1' else 's'} per configuration{intervals}. "
+            f"Device: {_listed(about['device'])}. "
+            f"Finished: {_prose(' to '.join(dict.fromkeys((days.min(), days.max()))))}. "
+            f"Code: commit {_listed(about['commit'].map(short_commit))}.")
     if study.missing:
-        short: dict[str, list[int]] = {}
+        seeds: dict[str, list[str]] = {}
         for run in study.missing:
-            short.setdefault(run.label, []).append(run.spec.seed)
-        which = "; ".join(f"{label}: seed {', '.join(map(str, seeds))}" for label, seeds in short.items())
+            seeds.setdefault(run.label, []).append(str(run.spec.seed))
+        which = "; ".join(f"{label}: seed {', '.join(each)}" for label, each in seeds.items())
         text += (f" **Missing: {len(study.missing)} of {len(study.wanted)} runs ({which}).** "
                  f"Make them with `{study.command}`.")
     return text
@@ -198,12 +188,9 @@ def short_commit(commit: str) -> str:
 
 
 def runs_table(study: Study) -> pd.DataFrame:
-    """The runs behind a figure, missing ones included: label, seed, id, stored or not, accuracy, provenance."""
-    missing = {run.spec.id for run in study.missing}
-    about = pd.DataFrame([(run.label, run.spec.seed, run.spec.id, run.spec.id not in missing) for run in study.wanted],
+    """The runs behind a figure that has some, missing ones included: label, seed, id, stored, accuracy, provenance."""
+    about = pd.DataFrame([(run.label, run.spec.seed, run.spec.id, run not in study.missing) for run in study.wanted],
                          columns=[*KEYS, "stored"])
-    if study.runs.empty:
-        return about
     found = study.runs[[*KEYS, "final_accuracy", "mean_instability"]].merge(
         study.provenance[[*KEYS, "data_title", "device", "finished", "commit"]], on=KEYS)
     return about.merge(found, how="left", on=KEYS)
@@ -213,8 +200,8 @@ def precisions(study: Study) -> str:
     """What bf16 changes (experiment "precision"), as Markdown: final test accuracy and mean instability of each
     configuration in float32 and bf16 over the seeds that have both, and the difference seed by seed.
 
-    Says how many of the accuracies differ by no more than 0.3 points, and how
-    many mean instabilities of bf16 lie within the 95% interval of float32's.
+    Says how many of the accuracies differ by no more than 0.3 points, and how many mean instabilities of bf16 lie
+    within the 95% interval of float32's.
     """
     rows, near, within = [], [], []
     pairs: dict[str, dict[str, str]] = {}
@@ -222,21 +209,20 @@ def precisions(study: Study) -> str:
         spec = study.spec(label)
         pairs.setdefault(dataclasses.replace(spec, precision="float32").id, {})[spec.precision] = label
     for labels in pairs.values():
-        label = labels[study.profile.precision]
         for name, column in (("accuracy, %", "final_accuracy"), ("instability", "mean_instability")):
-            both = pd.concat([by_seed(study, labels[kind], column) for kind in ("float32", "bf16")], axis=1).dropna()
-            if len(both):
-                a, b = both.iloc[:, 0], both.iloc[:, 1]
-                one, other, change = t_interval(a), t_interval(b), t_interval(b - a)
-                rows.append([label, one.n, name, *(number(*found[:3], "") for found in (one, other, change))])
-                if column == "final_accuracy":
-                    near.append(abs(change.value) <= 0.3)
-                elif one.n > 1:
-                    within.append(one.low <= other.value <= one.high)
+            both = pd.DataFrame({kind: by_seed(study, labels[kind], column) for kind in ("float32", "bf16")}).dropna()
+            if both.empty:
+                continue
+            one, other, change = map(t_interval, (both["float32"], both["bf16"], both["bf16"] - both["float32"]))
+            rows.append([labels[study.profile.precision], one.n, name,
+                         *(number(*found[:3], "") for found in (one, other, change))])
+            if column == "final_accuracy":
+                near.append(abs(change.value) <= 0.3)
+            elif one.n > 1:
+                within.append(one.low <= other.value <= one.high)
     if not near:
         return (f"*No run is stored in both precisions at profile {study.profile.name}. "
                 f"Make them with* `{study.command}`.")
     table = markdown(rows, ["configuration", "runs", "measure", "float32", "bf16", "bf16 minus float32"])
-    return table + (
-        f"\n\n{sum(near)} of {len(near)} mean accuracies differ by no more than 0.3 points; {sum(within)} of "
-        f"{len(within)} mean instabilities in bf16 lie within the interval of those in float32.")
+    return (f"{table}\n\n{sum(near)} of {len(near)} mean accuracies differ by no more than 0.3 points; "
+            f"{sum(within)} of {len(within)} mean instabilities in bf16 lie within the interval of those in float32.")

@@ -42,6 +42,8 @@ def values(study: Study, column: str) -> pd.DataFrame:
         return measures.recovered_within(measures.recovery(study.epochs, study.events))
     if column == "pattern":
         return measures.pattern(study.events, PRUNE_L)
+    if column == "back":
+        return measures.back(study.epochs, study.events)
     if column in ("ninth_over_fifth", "exponential_fit"):
         return measures.decile_shapes(study.events, study.epochs)
     if column.startswith("ks_"):

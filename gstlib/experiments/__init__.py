@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from gstlib.errors import check_choice
+from gstlib.experiments.beyond import BEYOND
 from gstlib.experiments.campaign import CAMPAIGN, Stage
-from gstlib.experiments.figures import EXPERIMENTS, Experiment, Labelled, experiment
+from gstlib.experiments.figures import EARLY, Experiment, Labelled
 from gstlib.experiments.profiles import PROFILES, Profile, Size, data_spec, parse_seeds, profile, scaled_schedule
 
 __all__ = ["CAMPAIGN", "EXPERIMENTS", "PROFILES", "Experiment", "Labelled", "Profile", "Size", "Stage", "data_spec",
            "experiment", "listed", "parse_seeds", "profile", "scaled_schedule"]
+
+EXPERIMENTS = {what.name: what for what in (*EARLY, *BEYOND)}
+
+
+def experiment(name: str) -> Experiment:
+    """The experiment `name`. Raises `InputError` for one that is not there."""
+    check_choice("figure", name, EXPERIMENTS)
+    return EXPERIMENTS[name]
 
 
 def listed(figures: Iterable[str], name: str, seeds, find: Callable[[str], Any]) -> tuple[list[tuple[str, Labelled]], Any]:

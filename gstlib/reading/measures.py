@@ -12,8 +12,10 @@ import pandas as pd
 from scipy import stats
 
 KEYS = ["label", "seed", "run"]
+CIRCUMSTANCES = ["width", "train_size", "batch_size"]
 FEW_EPOCHS = 5  # "within a few epochs" (C3): epochs of training, whatever the profile
 MAGNITUDE_EPOCH, CONV4_EPOCHS = 35, 55  # Figure 2's magnitudes are those of epoch 35 of 55, as printed
+AS_UNPRUNED = 0.01  # a training accuracy less than a point below the unpruned network's counts as back at it
 SD_OFF = 0.02  # Figure A1: a layer whose values have a standard deviation further from 1 was not normalised
 LAST_LAYERS = 8  # Figure A1
 DECILES = tuple(f"D{k}" for k in range(11))  # Figure 2's targets in order
@@ -77,6 +79,25 @@ def recovery(epochs: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:
             clusters.append((*key, rows["epoch"].iloc[0], last, rows["removed"].sum(), t_pre, t_post,
                              0 if t_post >= t_pre else (back.min() if len(back) else end) - last, recovered))
     return pd.DataFrame(clusters, columns=[*KEYS, "first", "last", "removed", "t_pre", "t_post", "wait", "recovered"])
+
+
+def back(epochs: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:
+    """A row a run: `back`, the share of its clusters of events (see `recovery`) that it had made good in training.
+
+    It had when, in the epoch that ends with the next cluster (or with training), training accuracy was within a point of
+    what the network that is never pruned has in that epoch: same seed, width, images and batch size.  1 for that network
+    itself, nan where there is none.
+    """
+    same = ["seed", *CIRCUMSTANCES, "epoch"]
+    whole = epochs[epochs["target"] == "none"].set_index(same)["train_accuracy"].rename("unpruned")
+    now = epochs.join(whole, on=same)
+    now = now.assign(back=(now["train_accuracy"] >= now["unpruned"] - AS_UNPRUNED).where(now["unpruned"].notna()))
+    struck, rows = dict(list(events.groupby(KEYS))), []
+    for key, run in now.groupby(KEYS, sort=False):
+        at = struck[key]["epoch"] if key in struck else pd.Series([], dtype=int)
+        ends = [*at[at.diff() > 1], run["epoch"].max()]
+        rows.append((*key, run.set_index("epoch")["back"].loc[ends].astype(float).mean(skipna=False)))
+    return pd.DataFrame(rows, columns=[*KEYS, "back"])
 
 
 def share_recovered(wait: np.ndarray, recovered: np.ndarray, epochs: int = FEW_EPOCHS) -> float:

@@ -109,10 +109,11 @@ def about_spec(spec: RunSpec) -> dict:
     """What a configuration is, as columns; an unpruned one has target "none", no text elsewhere and zeros.
 
     target, score, structure, effect, batches (of a noise), rate (the iterative rate, largest over the layers), retrain
-    (epochs between events, as run), model.
+    (epochs between events, as run), model; width, train_size (0: all images) and batch_size, the circumstances.
     """
     about = {"target": "none", "score": "", "structure": "", "effect": "", "batches": 0, "rate": 0.0, "retrain": 0,
-             "model": spec.model.name}
+             "model": spec.model.name, "width": spec.model.width, "train_size": spec.data.train_size or 0,
+             "batch_size": spec.optimiser.batch_size}
     if p := spec.pruning:
         about |= {name: getattr(p, name) for name in ("target", "score", "structure", "effect", "batches", "retrain")}
         about["rate"] = p.schedule.iterative_rate

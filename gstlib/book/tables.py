@@ -43,7 +43,8 @@ def runs(store: Store) -> pd.DataFrame:
     rows = []
     for run_id, found in store.runs():
         spec, about = found.spec, found.provenance
-        users = _users(about["profile"], dataclasses.replace(spec.data, augment=False), spec.seed).get(run_id, {})
+        data = dataclasses.replace(spec.data, augment=False, wrong_labels=0.0)
+        users = _users(about["profile"], data, spec.seed).get(run_id, {})
         width = "" if spec.model.width == 1 else f", width {spec.model.width:g}"
         made_with = {"Python": about.get("python")} | about.get("versions", {})
         rows.append({

@@ -95,6 +95,20 @@ class Loader:
         return self.normalise(self.test_x[places]), self.test_y[places]
 
 
+def mislabelled(y: torch.Tensor, share: float, classes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labels `y` (n,) of which `share` are replaced, and which these are (n,) bool.
+
+    As many as round(share n), but at least one and never all, drawn without regard to class; each becomes any of the
+    other classes with equal chance.  The draw comes from `seed` alone, wherever the labels lie.
+    """
+    generator, n = torch.Generator().manual_seed(seed), len(y)
+    chosen = torch.randperm(n, generator=generator)[:min(max(1, round(share * n)), n - 1)]
+    shift = torch.zeros(n, dtype=y.dtype)
+    shift[chosen] = torch.randint(1, classes, (len(chosen),), generator=generator)
+    shift = shift.to(y.device)
+    return (y + shift) % classes, shift > 0
+
+
 def _sizes(n: int, batch_size: int) -> list[int]:
     return [min(batch_size, n - begin) for begin in range(0, n, batch_size)]
 

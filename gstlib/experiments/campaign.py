@@ -14,7 +14,7 @@ class Stage(NamedTuple):
 
 
 _MINI = ("figure1-vgg11", "figure5", "figure1-resnet18", "figure4", "figure2", "figure3", "figure1-resnet18-v4")
-_BEYOND = ("beyond-when",)
+_BEYOND = ("beyond-when", "beyond-labels", "beyond-dose", "beyond-regularisers")
 
 # The order in which runs are worth most, by the type of device at hand.  A verdict needs three seeds in every
 # configuration, the sooner where more claims rest on them, and seeds come in whole rounds.

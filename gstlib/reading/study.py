@@ -85,7 +85,7 @@ def may_mean(data: str) -> set[str]:
 
 
 def find_data(store: Store, profile: Profile, data: str | None, figure: str = "figure1-vgg11") -> DataSpec:
-    """The data set that the store's runs at `profile` were trained on, in the profile's sizes and not augmented.
+    """The data set that the store's runs at `profile` were trained on, in the profile's sizes, not augmented, all labels true.
 
     `data` is a name, or a path (which can only be a `cifar10-folder` or `cifar10`), or None for the profile's own.
     Raises `InputError` when there is none (naming the command that makes those of `figure`), or when there are several
@@ -102,18 +102,20 @@ def find_data(store: Store, profile: Profile, data: str | None, figure: str = "f
         raise InputError(f"{store.path} holds runs at profile {profile.name!r} on several data sets ({prints}); "
                          "keep each in a results folder of its own")
     (source,) = found.values()
-    return dataclasses.replace(source, train_size=profile.size.train_size, test_size=profile.test_size, augment=False)
+    return dataclasses.replace(source, train_size=profile.size.train_size, test_size=profile.test_size,
+                               augment=False, wrong_labels=0.0)
 
 
 def about_spec(spec: RunSpec) -> dict:
     """What a configuration is, as columns; an unpruned one has target "none", no text elsewhere and zeros.
 
     target, score, structure, effect, batches (of a noise), rate (the iterative rate, largest over the layers), retrain
-    (epochs between events, as run), model; width, train_size (0: all images) and batch_size, the circumstances.
+    (epochs between events, as run), model; width, train_size (0: all images), batch_size and wrong_labels (a share), the
+    circumstances.
     """
     about = {"target": "none", "score": "", "structure": "", "effect": "", "batches": 0, "rate": 0.0, "retrain": 0,
              "model": spec.model.name, "width": spec.model.width, "train_size": spec.data.train_size or 0,
-             "batch_size": spec.optimiser.batch_size}
+             "batch_size": spec.optimiser.batch_size, "wrong_labels": spec.data.wrong_labels}
     if p := spec.pruning:
         about |= {name: getattr(p, name) for name in ("target", "score", "structure", "effect", "batches", "retrain")}
         about["rate"] = p.schedule.iterative_rate

@@ -48,8 +48,12 @@ _NO_RUN = (pa.ArrowException, ArithmeticError, AttributeError, LookupError, OSEr
 _NEEDED = {"epoch": ("epoch", "train_accuracy", "test_accuracy", "parameters"), "final": ("images", "accuracy", "loss"),
            "event": ("epoch", "layer", "units", "removed", "removed_total", "t_pre", "t_post"),
            "histogram": ("epoch", "layer", "layer_index", "left", "right", "count")}
+# beside these where some labels are wrong: training accuracy by kind of label
+_FITTED = {"final": ("train_true", "train_wrong"),
+           "event": tuple(f"train_{kind}_{when}" for when in ("pre", "post") for kind in ("true", "wrong"))}
 # columns with bounds: within 0 … 1; whole and not negative; finite
-_SHARES = {"train_accuracy", "test_accuracy", "test_accuracy_clean", "accuracy", "t_pre", "t_post", "ks"}
+_SHARES = {"train_accuracy", "test_accuracy", "test_accuracy_clean", "accuracy", "t_pre", "t_post", "ks",
+           *_FITTED["final"], *_FITTED["event"]}
 _COUNTS = {"parameters", "units", "removed", "removed_total", "layer_index", "count", "images"}
 _FINITE = {"lr", "train_loss", "test_loss", "loss", "seconds", "left", "right", "sd"}
 
@@ -305,7 +309,8 @@ def _check(spec: RunSpec, columns: dict[str, np.ndarray]) -> None:
     """Raise `ValueError` where `columns` hold what no run of `spec` can have."""
     epochs, pruning = range(spec.optimiser.epochs), spec.pruning
     for table in {key.partition(".")[0] for key in columns}:
-        if lacking := [name for name in _NEEDED.get(table, ()) if f"{table}.{name}" not in columns]:
+        needed = _NEEDED.get(table, ()) + (_FITTED.get(table, ()) if spec.data.wrong_labels else ())
+        if lacking := [name for name in needed if f"{table}.{name}" not in columns]:
             raise ValueError(f"its {table} rows lack {', '.join(lacking)}")
     for key, values in columns.items():
         name = key.partition(".")[2]

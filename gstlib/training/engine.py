@@ -178,14 +178,15 @@ class Replica:
         start = 0
         for size in self.loader.test_sizes(len(y)):
             images, labels = (part[start:start + size].to(self.device) for part in (x, y))
-            loss, logits = self.loss(self.loader.normalise(images), labels, reduction="sum")
+            loss, logits = _loss(self.model, self.loader.normalise(images), labels, self.device.type, self.precision, "sum")
             self.sums += _sums(loss, logits, labels)
             start += size
         return self.measured(len(y))
 
-    def loss(self, x: torch.Tensor, y: torch.Tensor, reduction: str = "mean") -> tuple[torch.Tensor, torch.Tensor]:
-        """Cross-entropy (nats) of a batch, and its logits (n, classes) in float32."""
-        return _loss(self.model, x, y, self.device.type, self.precision, reduction)
+    def loss(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a step lowers, the mean cross-entropy (nats) of a batch, with smoothed labels where the specification says
+        so, and the logits (n, classes) in float32."""
+        return _loss(self.model, x, y, self.device.type, self.precision, smoothing=self.spec.label_smoothing)
 
     def measured(self, n: int) -> Measured:
         """The sums since the last `begin_…` as means over `n` images; the one place where the host waits."""
@@ -210,17 +211,18 @@ def _stages(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module
         yield from _stages(part, f"{prefix}{name}.")
 
 
-def _loss(model: Callable, x: torch.Tensor, y: torch.Tensor, device: str, precision: str, reduction: str = "mean"):
+def _loss(model: Callable, x: torch.Tensor, y: torch.Tensor, device: str, precision: str, reduction: str = "mean",
+          smoothing: float = 0.0):
     # the cache of cast weights would be filled in one capture and read in another
     with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=device == "cpu"):
         logits = model(x).float()
-    return nn.functional.cross_entropy(logits, y, reduction=reduction), logits
+    return nn.functional.cross_entropy(logits, y, reduction=reduction, label_smoothing=smoothing), logits
 
 
 def _loss_with(model: nn.Module, tensors: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor, device: str,
-               precision: str):
+               precision: str, smoothing: float = 0.0):
     """`_loss` of `model` with `tensors` for its parameters and buffers: one compiled function serves all replicas."""
-    return _loss(lambda x: torch.func.functional_call(model, tensors, (x,)), x, y, device, precision)
+    return _loss(lambda x: torch.func.functional_call(model, tensors, (x,)), x, y, device, precision, smoothing=smoothing)
 
 
 @functools.cache
@@ -249,7 +251,7 @@ def _compiled(replica: Replica) -> Callable:
 
     def compiled(tensors: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor):
         with torch._dynamo.config.patch(recompile_limit=_STRUCTURES, accumulated_recompile_limit=_STRUCTURES):
-            return _compiler()(skeleton, tensors, x, y, device, precision)
+            return _compiler()(skeleton, tensors, x, y, device, precision, replica.spec.label_smoothing)
 
     return compiled
 
@@ -265,7 +267,8 @@ def _check_compiled(replica: Replica, compiled: Callable) -> None:
     before = [(buffer, buffer.clone()) for buffer in replica.model.buffers()]
     replica.model.train()
     gradients = []
-    for act in (lambda: _loss(replica.model, x, y, device, precision), lambda: replica.loss(x, y),
+    smoothing = replica.spec.label_smoothing
+    for act in (lambda: _loss(replica.model, x, y, device, precision, smoothing=smoothing), lambda: replica.loss(x, y),
                 lambda: compiled(replica.named_tensors(), x, y)):
         with torch.enable_grad():
             loss, _ = act()

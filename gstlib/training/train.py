@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from gstlib import models
-from gstlib.data import Images, Loader
+from gstlib.data import Images, Loader, mislabelled
 from gstlib.errors import InputError
 from gstlib.pruner import Pruner
 from gstlib.spec import RunSpec
@@ -61,7 +61,7 @@ def _pruner(spec: RunSpec, model: nn.Module) -> Pruner:
 
 def _seed(spec: RunSpec, purpose: str) -> int:
     """A seed for one purpose, so that a run's draws for one never shift those for another."""
-    purposes = ("model", "order", "pruning")
+    purposes = ("model", "order", "pruning", "labels")
     return int(np.random.SeedSequence([spec.seed, purposes.index(purpose)]).generate_state(1)[0])
 
 
@@ -102,7 +102,9 @@ def train_group(
     `Pruner.epoch`.  Histogram rows: see `measures.bn_histogram`.  One final row:
     images, accuracy and loss over every image of the set that was not trained
     on; train_accuracy and train_loss over the training images, in evaluation
-    mode as well.
+    mode as well.  Where some labels are wrong it has train_true and
+    train_wrong, the training accuracy on either kind, and an event's row both
+    before and after (train_true_pre and so on).
 
     With `checkpoints` the runs go on from theirs, keep new ones as often as
     those say, and end with the rows of a run never interrupted (on a CPU bit
@@ -148,6 +150,9 @@ class Run:
             device, memory_format=torch.channels_last if spec.channels_last else torch.contiguous_format)
         loader = Loader(images, spec.optimiser.batch_size, spec.data.augment, _seed(spec, "order"),
                         device, spec.channels_last)
+        self.wrong: torch.Tensor | None = None  # which training labels are wrong, where some are
+        if share := spec.data.wrong_labels:
+            loader.y, self.wrong = mislabelled(loader.y, share, spec.data.classes, _seed(spec, "labels"))
         self.parameters = sum(p.numel() for p in model.parameters())
         self.pruner = _pruner(spec, model) if spec.pruning is not None else None
         self.replica = Replica(model, spec.optimiser, loader, spec.precision)
@@ -176,7 +181,16 @@ class Run:
         loader = self.replica.loader
         test, train = self.replica.measure(*unseen), self.replica.measure(loader.x, loader.y)
         self.tables["final"].append({"images": len(unseen[1]), "accuracy": test.accuracy, "loss": test.loss,
-                                     "train_accuracy": train.accuracy, "train_loss": train.loss})
+                                     "train_accuracy": train.accuracy, "train_loss": train.loss} | self.fitted())
+
+    def fitted(self) -> dict[str, float]:
+        """Accuracy on the training images with true labels and on those with wrong ones, against the labels as trained on;
+        nothing where all labels are true."""
+        if self.wrong is None:
+            return {}
+        x, y = self.replica.loader.x, self.replica.loader.y
+        return {f"train_{kind}": self.replica.measure(x[chosen], y[chosen]).accuracy
+                for kind, chosen in (("true", ~self.wrong), ("wrong", self.wrong))}
 
     def end_epoch(self, epoch: int, trained: Measured, test: Callable[..., Measured]) -> None:
         """Test where the specification says so, let events happen, write the rows."""
@@ -186,11 +200,15 @@ class Run:
         row = {"epoch": epoch, "lr": self.replica.learning_rate(epoch),
                "train_loss": trained.loss, "train_accuracy": trained.accuracy}
         tested: list[Measured] = []
-        struck = [layer.name for layer, k in self.pruner.due(epoch) if k] if self.pruner else []
+        fitted: list[dict[str, float]] = []  # beside each of `tested`, where something is due
+        now = self.pruner.due(epoch) if self.pruner else []
+        struck = [layer.name for layer, k in now if k]
 
         def evaluate() -> float:
             n = len(tested)  # the pass before the first strike, then one after each
             tested.append(test(since=struck[n - 1] if n else None, keep=struck[n] if n < len(struck) else None))
+            if now:
+                fitted.append(self.fitted())
             return tested[-1].accuracy
 
         clean = None
@@ -199,7 +217,12 @@ class Run:
             if due and self.pruner.noise_in_force:
                 with self.pruner.silenced():
                     clean = test().accuracy
-            self.tables["event"] += self.pruner.epoch(epoch, evaluate)
+            for event in self.pruner.epoch(epoch, evaluate):
+                before = fitted[0]
+                if event["removed"]:
+                    fitted.pop(0)
+                self.tables["event"].append(event | {f"{name}_pre": value for name, value in before.items()}
+                                            | {f"{name}_post": value for name, value in fitted[0].items()})
         if due and not tested:
             evaluate()
         if tested:

@@ -22,7 +22,33 @@ def made(prediction: str, sign: int):
                          back=lambda label: float("steps" not in label))
         case "W4":
             return table(need, accuracy=by({"L r=40, fewer images": sign}))
+        case "N1":
+            return table(need, forgotten=by({"L r=40, 20% wrong": 2 * sign}))
+        case "N2":
+            return table(need, accuracy=by({"L r=40, 20% wrong": sign, "L r=40, 40% wrong": 3 * sign}))
+        case "N3":
+            return table(need, wrong_fitted=by({"L r=40, 20% wrong": -sign}))
+        case "N4":
+            return table(need, log_train_loss=by({"L r=40, 20% wrong": -sign}))
+        case "D1":
+            return table(need, 5, 0.1 if sign else 0.5, log_instability=dose, accuracy=lambda label: sign * dose(label))
+        case "D2":
+            return table(need, 5, 0.1 if sign else 0.5, log_instability=way, accuracy=lambda label: sign * way(label))
+        case "R1" | "R4":
+            return table(need, accuracy=lambda label: sign * label.startswith("L"))
+        case "R2":
+            return table(need, accuracy=by({"L r=40": sign}))
+        case "R3":
+            return table(need, accuracy=by({"L r=40 l2, GroupNorm": sign}))
     raise KeyError(prediction)
+
+
+def dose(label):
+    return next(labels.index(label) for labels in beyond.WAYS.values() if label in labels)
+
+
+def way(label):
+    return next(k for k, labels in enumerate(beyond.WAYS.values()) if label in labels)
 
 
 @pytest.mark.parametrize(("sign", "verdict"), [(1, SUPPORTED), (-1, CONTRADICTED), (0, INCONCLUSIVE)])

@@ -9,7 +9,7 @@ from gstlib.training import train
 CONFIGURATIONS = {
     "figure1-vgg11": 5, "figure1-resnet18": 4, "figure1-resnet18-v4": 10, "figure2": 24, "figure3": 7, "figure4": 26,
     "figure5": 13, "figureA1": 1, "figureA2": 5, "precision": 4,
-    "beyond-when": 40,
+    "beyond-when": 40, "beyond-labels": 12, "beyond-dose": 33, "beyond-regularisers": 15,
 }
 AT_SMOKE = {"beyond-when": 16}  # of a map its ends alone
 

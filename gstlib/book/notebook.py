@@ -88,11 +88,20 @@ class Chapter:
     def __init__(self, name: str, names: Sequence[str], *, profile: str, data: str | None, seeds, results: str,
                  output: str, **how):
         self.store = prepare(names, profile=profile, data=data, seeds=seeds, results=results, output=output, **how)
-        self.name, self.output = name, Path(output)
+        self.name, self.output, self.profile, self.seeds = name, Path(output), profile, seeds
         if not any(about["profile"] == profile for _, _, about in self.store.about()):
             made_by = command(names, profile, data or experiments.profile(profile).data, self.store.path, seeds)
             raise InputError(f"{self.store.path} holds no run at profile {profile!r}; make them with: {made_by}")
         self.studies = [study(self.store, figure, profile, data, seeds) for figure in names]
+
+    def on(self, data: str, figure: str) -> Study | None:
+        """What the store holds of `figure` on the data set `data`; where that is nothing, None, and the command is shown."""
+        try:
+            return study(self.store, figure, self.profile, data, self.seeds)
+        except InputError:
+            made_by = command(figure, self.profile, data, self.store.path, self.seeds)
+            self.say(f"*On `{data}` nothing is there yet. Make the runs with* `{made_by}`.")
+            return None
 
     def show(self, study: Study, draw: Callable[[Study], Figure], name: str, seen: str,
              rows: Callable[[Study], pd.DataFrame] = lambda study: study.runs, confidence: float = 0.95) -> None:

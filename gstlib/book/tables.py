@@ -111,6 +111,21 @@ def aside(row: dict, prefix: str = "") -> str:
     return ", ".join(words)
 
 
+def answers(table: pd.DataFrame) -> str:
+    """Predictions with their rules and what the runs answer (`gstlib.claims.beyond.answers`), as Markdown."""
+    blocks = []
+    for row in table.to_dict("records"):
+        if row["verdict"] == NOT_RUN:
+            told = row["why"].partition("; make them")[0] or "no run"
+        else:
+            told = ", ".join(filter(None, [f"{number(row)}, n = {row['n']}", aside(row)]))
+        parts = "".join(f"\n> - {part}" for part in filter(None, row["note"].split("; ")))
+        blocks.append(f"> **{row['id']}, predicted on {row['day']}.** {row['statement']}\n>\n"
+                      f"> *Rule:* {row['statistic']}; {row['test']}.\n>\n"
+                      f"> *Answer:* **{row['verdict']}**: {told}.\n>{parts}")
+    return "\n\n<!-- -->\n\n".join(blocks)
+
+
 def claims_html(table: pd.DataFrame) -> str:
     """What `claims.evaluate` gives as the front page's table, each claim linked to the page of its figure.
 

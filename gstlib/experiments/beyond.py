@@ -16,10 +16,17 @@ from gstlib.spec import DataSpec
 
 # batch sizes with half, a quarter and an eighth of the profile's own steps in an epoch; at full width about so, for they
 # divide the number of images as well
-_BATCHES = {"smoke": (96,), "mini": (32, 64, 128), "quarter": (256, 480, 960), "paper": (256, 480, 960)}
+_BATCHES = {"smoke": (48,), "mini": (32, 64, 128), "quarter": (256, 480, 960), "paper": (256, 480, 960)}
 
 
 _GROUP_LAST = ("conv3", "conv4", "conv5", "conv6")
+
+
+def _brief(profile: Profile) -> Profile:
+    """The profile itself; `smoke` with fewer epochs and images, for its runs here are many and show nothing."""
+    short = Size(20, 1 / 8, 48, 6)
+    sizes = {"vgg11": short, "conv6-gn": short} if profile.name == "smoke" else {}
+    return dataclasses.replace(profile, sizes={**profile.sizes, **sizes})
 
 
 class Cell(NamedTuple):
@@ -36,7 +43,7 @@ def cells(profile: Profile) -> Iterator[Cell]:
     images change, the batch size changes with them, so that the steps do not.  At reduced profiles there are half and
     twice the images; at full width, where there are no more, a quarter and a half.  `smoke` has the map's ends alone.
     """
-    own, whole = profile.of("vgg11"), 50_000
+    own, whole = _brief(profile).of("vgg11"), 50_000
     slower = {f", steps/{2 ** k}" if profile.name != "smoke" else ", steps/8": batch
               for k, batch in enumerate(_BATCHES[profile.name], start=1)}
     steps = {"": own.batch_size} | slower
@@ -70,6 +77,7 @@ def labels(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Label
     stay independent.  With true labels all runs are Figure 1's and 5's.
     Command: `python -m gstlib run beyond-labels --profile mini`; 12 configurations, 5 of them not new.
     """
+    profile = _brief(profile)
     few = {"none": None, "L r=40": vgg11(profile, 40, target="L")}
     zeroed, noisy = (vgg11(profile, 40, target="L", score="l2", effect=effect, batches=batches)
                      for effect, batches in (("zero", 50), ("gaussian", 1500)))
@@ -106,6 +114,7 @@ def regularisers(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list
     Command: `python -m gstlib run beyond-regularisers --profile mini`; 15 configurations, 3 of them not new; with
     `--data svhn` or another set of its own the same on that.
     """
+    profile = _brief(profile)
     sgd = {"name": "sgd", "lr": 0.1 * profile.of("vgg11").batch_size / 128, "momentum": 0.9}
     decay, smooth, augmented = {"weight_decay": 5e-4}, {"label_smoothing": 0.1}, dataclasses.replace(data, augment=True)
     pair = {"none": None, "L r=40": vgg11(profile, 40, target="L")}

@@ -105,12 +105,12 @@ def test_a_chapter_shows_every_panel_of_a_full_store(chapter, run_here, whole, t
 @every_chapter_with_panels
 def test_a_chapter_without_its_runs_names_the_command(chapter, run_here, tmp_path):
     store = Store(tmp_path / "results")
-    other = "figure2" if chapter.stem in ("figure1", "figure1-run", "figure4", "figure5") else "figure1-vgg11"
+    other = "figure2" if chapter.stem in ("figure1", "figure1-run", "figure4", "figure5", "beyond-dose") else "figure1-vgg11"
     first = experiments.experiment(other).runs(SMOKE, DATA, [0])[1]
     write(store, first, 0.5, 0.1)
     text, _ = run_here(chapter, profile="smoke", results=str(store.path), output=str(tmp_path))
     assert "no run is stored at profile smoke" in text
-    named = re.findall(r"`python -m gstlib run (figure\S+) --profile smoke --data digits --results (\S+)`", text)
+    named = re.findall(r"`python -m gstlib run (\S+) --profile smoke --data digits --results (\S+)`", text)
     assert named and {figure for figure, _ in named} <= set(experiments.EXPERIMENTS)
     assert {results for _, results in named} == {str(store.path)}
 

@@ -72,12 +72,14 @@ def grows_with_wrong(t: pd.DataFrame) -> Finding:
 
 def fits_fewer_wrong(t: pd.DataFrame) -> Finding:
     fitted = t["wrong_fitted"]
-    return decide(part("wrong labels fitted at the end, no pruning less prune L", fitted[NONE + WRONG[1]] - fitted[L + WRONG[1]]))
+    return decide(part("wrong labels fitted at the end, no pruning less prune L",
+                       fitted[NONE + WRONG[1]] - fitted[L + WRONG[1]]))
 
 
 def trains_better(t: pd.DataFrame) -> Finding:
     logs = t["log_train_loss"]
-    true, wrong = (part(f"training loss at the end, no pruning over prune L{name}", logs[NONE + where] - logs[L + where], RATIO)
+    true, wrong = (part(f"training loss at the end, no pruning over prune L{name}",
+                        logs[NONE + where] - logs[L + where], RATIO)
                    for name, where in ((", true labels", WRONG[0]), ("", WRONG[1])))
     return decide(wrong, note=str(true))
 
@@ -96,7 +98,7 @@ def _dose(t: pd.DataFrame, term: str) -> Finding:
     wide = [moved[name].to_numpy().reshape(len(t), -1) for name in "xy"]
     found = mixed(rows)[term]
     p = found.p / 2 if found.value > 0 else 1 - found.p / 2
-    return decide(part(f"slope {term} a way of pruning, seed by seed".replace("between a way", "between ways"), slopes(*wide), unit),
+    return decide(part(f"slope {term} ways of pruning, seed by seed", slopes(*wide), unit),
                   Part("the same in the mixed-effects regression", found, p, 1 - p, unit))
 
 
@@ -116,7 +118,8 @@ def benefit_remains(t: pd.DataFrame) -> Finding:
 
 
 def benefit_shrinks(t: pd.DataFrame) -> Finding:
-    return decide(part("gain alone less the mean gain beside another", gain(t, "") - sum(gain(t, o) for o in OTHERS) / len(OTHERS)),
+    beside = sum(gain(t, other) for other in OTHERS) / len(OTHERS)
+    return decide(part("gain alone less the mean gain beside another", gain(t, "") - beside),
                   note=str(part("gain alone less that beside all together", gain(t, "") - gain(t, TOGETHER))))
 
 
@@ -131,10 +134,10 @@ def helps_elsewhere(t: pd.DataFrame) -> Finding:
 
 _BOTH = "each part's 95% interval above zero"
 _ABOVE = "the 95% interval above zero"
-_SLOPED = ("the 95% interval above zero, both over seeds and in a mixed-effects regression with random effects of seed, way and "
-           "configuration")
-_SLOPES = ("slope of final accuracy on log10 of mean instability over five targets and scores at five rates and zeroing at four "
-           "rates and five durations, in points for a tenfold instability: ")
+_SLOPED = ("the 95% interval above zero, both over seeds and in a mixed-effects regression with random effects of seed, way "
+           "and configuration")
+_SLOPES = ("slope of final accuracy on log10 of mean instability over five targets and scores at five rates and zeroing at "
+           "four rates and five durations, in points for a tenfold instability: ")
 _AT = "gain: final accuracy of prune L at 13% less that of no pruning in the same circumstances; "
 _GAIN = "gain: final accuracy of prune L at 13% less that of no pruning at the same place; "
 
@@ -162,8 +165,8 @@ PREDICTIONS = (
           "quarter and a half of the set)", _ABOVE, fewer_images,
           {"beyond-when": {"accuracy": _each(IMAGES[0], IMAGES[2])}}),
     Claim("N1", "Unstable events shake out wrong labels first.", DAY, "beyond-labels",
-          "20% of the training labels wrong: falls of training accuracy over all events of prune L at 13%, as a share of what "
-          "was fitted before them; wrong labels less true ones", _ABOVE, unstable_forgets_wrong,
+          "20% of the training labels wrong: falls of training accuracy over all events of prune L at 13%, as a share of "
+          "what was fitted before them; wrong labels less true ones", _ABOVE, unstable_forgets_wrong,
           {"beyond-labels": {"forgotten": STRUCK}}),
     Claim("N2", "The more labels are wrong, the larger the benefit of pruning.", DAY, "beyond-labels",
           _AT + "its least-squares slope over 0, 20 and 40% of wrong labels", _ABOVE, grows_with_wrong,
@@ -191,7 +194,7 @@ PREDICTIONS = (
     Claim("R3", "The benefit is not batch normalisation's: it is there in a network with group normalisation.", DAY,
           "beyond-regularisers", "final accuracy of prune L by l2 at 13% less that of no pruning", _ABOVE, helps_group_norm,
           {"beyond-regularisers": {"accuracy": (NONE, BY_L2, f"{NONE}, GroupNorm", f"{BY_L2}, GroupNorm")}}),
-    Claim("R4", "The benefit is there on a data set that the paper did not use.", DAY, ELSEWHERE, _AT.removesuffix("; "), _ABOVE,
+    Claim("R4", "The benefit is there on a data set that the paper did not use.", DAY, ELSEWHERE, _AT[:-2], _ABOVE,
           helps_elsewhere, {"beyond-regularisers": {"accuracy": _each("")}}),
 )
 

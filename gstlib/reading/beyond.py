@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from scipy import stats
 
 from gstlib.reading import figures, measures, text
+from gstlib.reading.figures import FEWEST
 from gstlib.reading.interval import LEVEL, Estimate, t_interval
 from gstlib.reading.measures import CIRCUMSTANCES, KEYS
 from gstlib.reading.study import Study
@@ -55,7 +57,7 @@ def gain_map(rows: pd.DataFrame, x: str) -> Figure:
     ax.grid(False)
     for row in rows.itertuples():
         place, line = columns.index(getattr(row, x)), lines.index(row.steps)
-        clear = row.low > 0 or row.high < 0
+        clear = row.n >= FEWEST and (row.low > 0 or row.high < 0)
         colour = figures.DIVERGING(TwoSlopeNorm(0, -most, most)(row.gain))
         ax.fill_between([place - 0.5, place + 0.5], line - 0.5, line + 0.5, color=colour, linewidth=0)
         ink = "white" if sum(colour[:3]) < 1.5 else "black"
@@ -135,7 +137,8 @@ def labels_table(study: Study) -> str:
     end, means with 95% intervals, as Markdown."""
     rows = []
     for label in dict.fromkeys(study.runs.loc[study.runs["wrong_labels"] > 0, "label"]):
-        each = [text.by_seed(study, label, f"final_{name}") for name in ("accuracy", "train_true", "train_wrong", "train_loss")]
+        each = [text.by_seed(study, label, f"final_{name}")
+                for name in ("accuracy", "train_true", "train_wrong", "train_loss")]
         rows.append([label, len(each[0]), *(text.number(*t_interval(values)[:3], "", form=".1f") for values in each[:3]),
                      text.number(*t_interval(each[3] / 100)[:3], "", form=".3f")])
     return text.markdown(rows, ["method", "runs", "test accuracy, %", "true labels fitted, %", "wrong labels fitted, %",
@@ -148,8 +151,8 @@ def by_way(study: Study) -> pd.DataFrame:
     runs = study.runs
     way = (runs["target"] + " by " + runs["score"].map({"ebn": "E[BN]"}).fillna(runs["score"])).where(
         runs["target"] != "R", "R").where(runs["effect"] == "remove", "zeroing")
-    return pd.DataFrame({"seed": runs["seed"], "run": runs["run"], "way": way, "label": runs["label"], "x": runs["log_instability"],
-                         "y": 100 * runs["final_accuracy"]})
+    return pd.DataFrame({"seed": runs["seed"], "run": runs["run"], "way": way, "label": runs["label"],
+                         "x": runs["log_instability"], "y": 100 * runs["final_accuracy"]})
 
 
 _WAYS = {"S by E[BN]": "#0072B2", "S by l2": "#CC79A7", "R": "#009E73", "L by E[BN]": "#D55E00", "L by l2": "#E69F00",
@@ -168,7 +171,7 @@ def dose_response(rows: pd.DataFrame) -> Figure:
                 markeredgecolor="white")
     _fit(ax, each.groupby("way")[["x", "y"]].mean(), color="#4d4d4d", linestyle="--", linewidth=1.4, label="between ways")
     ax.set_xscale("log")
-    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_locator=NullLocator())
     return figures.with_legend(ax, 3)
 
 
@@ -193,7 +196,7 @@ def gain_dots(rows: pd.DataFrame, names: Sequence[str]) -> Figure:
     """Gains (`gains`) one below the other, with 95% intervals; `names` in the rows' order."""
     ax = figures.axes("gain of prune L, points of accuracy", "", shares=False)
     for place, row in enumerate(rows.itertuples()):
-        half = row.high - row.gain if row.n >= 3 else None
+        half = row.high - row.gain if row.n >= FEWEST else None
         ax.errorbar(row.gain, -place, xerr=half, color="#D55E00", marker="D", markersize=7, capsize=4)
     ax.axvline(0, color="#4d4d4d", linewidth=1)
     ax.set_yticks(range(0, -len(rows), -1), names)

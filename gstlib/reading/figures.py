@@ -35,7 +35,7 @@ _NOISES = {("zero", 0): "#999933", ("zero", 50): "#44AA99", ("zero", 1105): "#66
            ("gaussian-transient", 1105): "#DDCC77", ("gaussian-transient", 1500): "#CC6677"}
 DIVERGING = sns.color_palette("vlag_r", as_cmap=True)  # red below, blue above
 _ONE_SHOT = "#661100"
-_FEWEST = 3  # with fewer runs these are drawn themselves, and no band
+FEWEST = 3  # with fewer runs these are drawn themselves, and no band
 _PER_CENT = FuncFormatter(lambda value, _: f"{100 * value:.4g}%")  # 10% and 91.5%, no needless decimals
 
 
@@ -70,7 +70,7 @@ def line(ax: Axes, points: pd.DataFrame, x: str, y: str, colour: str, label: str
           bars: bool = False, **look) -> None:
     """The mean over seeds with its pointwise t interval, a band or bars; the runs themselves where they are few."""
     points = points.groupby(["seed", x], as_index=False)[y].mean()  # layers struck after one epoch are no further seeds
-    if points["seed"].nunique() < _FEWEST:
+    if points["seed"].nunique() < FEWEST:
         for number, (_, run) in enumerate(points.groupby("seed")):
             ax.plot(run[x], run[y], color=colour, label=None if number else label, **look)
         return
@@ -236,14 +236,14 @@ def _diamond(ax: Axes, x: pd.Series, y: pd.Series, colour, **look) -> tuple[floa
 
 
 def bar(found: Estimate) -> float | None:
-    return found.high - found.value if found.n >= _FEWEST else None
+    return found.high - found.value if found.n >= FEWEST else None
 
 
 def _unpruned(ax: Axes, values: pd.Series) -> None:
     """The unpruned network's mean as a dotted line with its 95% interval."""
     found = t_interval(values)
     ax.axhline(found.value, color=_BLACK, linestyle=":", linewidth=1.4, label="no pruning", zorder=1)
-    if found.n >= _FEWEST:
+    if found.n >= FEWEST:
         ax.axhspan(found.low, found.high, color=_BLACK, alpha=0.08, linewidth=0, zorder=0)
 
 

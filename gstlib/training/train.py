@@ -94,7 +94,7 @@ def train_group(
     """Train runs of one shape in lockstep and return their rows, which are those of each run alone.
 
     Epoch rows: epoch (from 0), lr, train_loss, train_accuracy (running means
-    over the epoch's batches as trained on), test_loss, test_accuracy (the
+    over the epoch's batches as trained on, labels smoothed or wrong included), test_loss, test_accuracy (the
     network as it stands then, noise in force included; before the epoch's
     event), test_accuracy_clean (noise switched off), parameters (left),
     seconds (of the group's epoch, divided by its runs).  Epochs that

@@ -29,8 +29,8 @@ def test_back_is_the_share_of_clusters_made_good_when_the_next_comes():
 
 def test_forgotten_is_a_share_of_what_was_fitted():
     key = {"label": "L", "seed": 0, "run": "a"}
-    events = pd.DataFrame([key | {"train_true_pre": 1.0, "train_true_post": 0.9, "train_wrong_pre": 0.5, "train_wrong_post": 0.4},
-                           key | {"train_true_pre": 1.0, "train_true_post": 0.7, "train_wrong_pre": 0.3, "train_wrong_post": 0.0}])
+    names = ("train_true_pre", "train_true_post", "train_wrong_pre", "train_wrong_post")
+    events = pd.DataFrame([key | dict(zip(names, values)) for values in ((1.0, 0.9, 0.5, 0.4), (1.0, 0.7, 0.3, 0.0))])
     (row,) = measures.forgotten(events).to_dict("records")
     assert (row["forgotten_true"], row["forgotten_wrong"], row["forgotten"]) == pytest.approx((0.2, 0.5, 0.3))
     assert measures.forgotten(events[["label"]]).empty
@@ -64,7 +64,8 @@ def by_reml(rows):
         rest = y - x @ beta
         return np.linalg.slogdet(v)[1] + np.linalg.slogdet(information)[1] + rest @ w @ rest, beta, information
 
-    best = minimize(lambda logs: fit(logs)[0], [-3, -1, -3, -2], method="Nelder-Mead", options={"maxiter": 2000, "xatol": 1e-5, "fatol": 1e-8})
+    best = minimize(lambda logs: fit(logs)[0], [-3, -1, -3, -2], method="Nelder-Mead",
+                    options={"maxiter": 2000, "xatol": 1e-5, "fatol": 1e-8})
     _, beta, information = fit(best.x)
     return beta[1:], np.sqrt(np.diag(np.linalg.inv(information)))[1:]
 

@@ -23,7 +23,7 @@ from gstlib.errors import InputError, check_choice
 from gstlib.pruning import Schedule, check_method
 
 MODELS = ("conv4", "vgg11", "vgg19", "resnet18")
-DATASETS = ("digits", "cifar10", "cifar10-folder")
+DATASETS = ("digits", "cifar10", "cifar10-folder", "cifar100", "svhn", "fashion-mnist")
 PRECISIONS = ("float32", "tf32", "bf16")
 MEASURES = ("bn-histogram",)
 

@@ -28,7 +28,6 @@ PEAK_OPERATIONS, PEAK_BYTES = 800e12, 3e12  # per second, what an H100 reaches i
 TARGETS = {"vgg11": 60.0, "resnet18": 240.0}  # seconds of a run at profile paper, as a share of a lockstep group's time
 CORES = 2  # runs side by side on the CPU that the estimates speak of
 ALL = "all, each run once"
-_SETS = {"digits": (1442, 355)}  # training and test images of a whole set, where they are not those of CIFAR-10
 _ALIKE = {"vgg19": "vgg11"}  # whose operations take as long, where a network was not measured itself
 
 
@@ -59,7 +58,7 @@ def paper_spec(model: str) -> RunSpec:
 
 def whole(spec: RunSpec) -> tuple[int, int]:
     """Training and test images of the whole set; a folder, which may hold any number, is taken for CIFAR-10's."""
-    return _SETS.get(spec.data.name, (50_000, 10_000))
+    return data.SIZES.get(spec.data.name, (50_000, 10_000))
 
 
 def images(spec: RunSpec) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from gstlib.errors import check_choice
-from gstlib.experiments.profiles import Profile, rounded, scaled_schedule
+from gstlib.experiments.profiles import Profile, at_least, rounded, scaled_schedule
 from gstlib.spec import DataSpec, ModelSpec, OptimiserSpec, PruningSpec, RunSpec
 
 _VGG11_LAST = ("conv5", "conv6", "conv7", "conv8")
@@ -41,8 +41,9 @@ def _spec(profile: Profile, data: DataSpec, seed: int, model: str, *, pruning: P
     size = profile.of(model)
     optimiser = OptimiserSpec(batch_size=size.batch_size, epochs=rounded(epochs, size.divisor),
                               milestones=tuple(rounded(m, size.divisor) for m in milestones), decay=profile.decay)
-    return RunSpec(dataclasses.replace(data, train_size=size.train_size), ModelSpec(model, size.width), optimiser, pruning,
-                   seed, profile.precision, profile.channels_last, profile.test_every, **fields)
+    images = dataclasses.replace(data, train_size=at_least(size.train_size, data.classes))
+    return RunSpec(images, ModelSpec(model, size.width), optimiser, pruning, seed, profile.precision, profile.channels_last,
+                   profile.test_every, **fields)
 
 
 def _pruning(profile: Profile, model: str, layers, start, end, fraction, retrain: int, *, batches: int = 0,

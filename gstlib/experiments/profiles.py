@@ -74,7 +74,12 @@ def profile(name: str) -> Profile:
 
 def data_spec(profile: Profile, name: str, fingerprint: str, classes: int = 10) -> DataSpec:
     """The profile's share of the data set `name` that `fingerprint` proves."""
-    return DataSpec(name, fingerprint, classes, profile.size.train_size, profile.test_size)
+    return DataSpec(name, fingerprint, classes, at_least(profile.size.train_size, classes), at_least(profile.test_size, classes))
+
+
+def at_least(size: int | None, classes: int) -> int | None:
+    """`size` images (None: all), or one of each class where there are more classes than that."""
+    return size and max(size, classes)
 
 
 def rounded(epoch: float, divisor: float) -> int:

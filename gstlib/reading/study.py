@@ -81,13 +81,13 @@ def command(figures: str | Iterable[str], profile: str, data: str | None = None,
 
 def may_mean(data: str) -> set[str]:
     """The data sets that `data` may mean: itself, or for a path what is read from folders and archives."""
-    return {data} if data in DATASETS else {"cifar10", "cifar10-folder"}
+    return {data} if data in DATASETS else {*DATASETS} - {"digits"}
 
 
 def find_data(store: Store, profile: Profile, data: str | None, figure: str = "figure1-vgg11") -> DataSpec:
     """The data set that the store's runs at `profile` were trained on, in the profile's sizes and not augmented.
 
-    `data` is a name, or a path (which can only be a `cifar10-folder` or `cifar10`), or None for the profile's own.
+    `data` is a name, or a path (which is never `digits`), or None for the profile's own.
     Raises `InputError` when there is none (naming the command that makes those of `figure`), or when there are several
     and results would be mixed.
     """
@@ -102,7 +102,7 @@ def find_data(store: Store, profile: Profile, data: str | None, figure: str = "f
         raise InputError(f"{store.path} holds runs at profile {profile.name!r} on several data sets ({prints}); "
                          "keep each in a results folder of its own")
     (source,) = found.values()
-    return dataclasses.replace(source, train_size=profile.size.train_size, test_size=profile.test_size, augment=False)
+    return experiments.data_spec(profile, source.name, source.fingerprint, source.classes)
 
 
 def about_spec(spec: RunSpec) -> dict:

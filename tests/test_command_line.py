@@ -455,18 +455,21 @@ def test_a_benchmark_of_what_is_not_there_is_refused(capsys):
     assert "vgg12" in capsys.readouterr().err
 
 
-def test_seven_classes_train_and_read_back_whole(tmp_path, results, capsys):
+@pytest.mark.parametrize("classes", [2, 7, 97])
+def test_any_number_of_classes_trains_and_reads_back_whole(classes, tmp_path, results, capsys):
+    """97 are more than the profile has images, and leave a last batch of a single one."""
     random = np.random.default_rng(0)
-    for part, number in (("train", 10), ("test", 6)):
-        for name in "abcdefg":
-            (tmp_path / "set" / part / name).mkdir(parents=True)
+    for part, number in (("train", 64 // classes + 1), ("test", 40 // classes + 1)):
+        for name in range(classes):
+            (tmp_path / "set" / part / f"{name:02d}").mkdir(parents=True)
             for index in range(number):
                 pixels = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(tmp_path / "set" / part / name / f"{index}.png")
+                Image.fromarray(pixels).save(tmp_path / "set" / part / f"{name:02d}" / f"{index}.png")
     command = ["figure1-vgg11", "--profile", "tiny", "--data", str(tmp_path / "set"), "--results", str(results)]
     assert main(["run", *command, "--workers", "1", "--quiet"]) == 0
     assert "4 runs trained" in capsys.readouterr().out
     assert main(["status", *command, "--json"]) == 0
     assert [row["missing"] for row in printed(capsys)] == [0] * 5
     found = study(Store(results), "figure1-vgg11", "tiny", str(tmp_path / "set"))
-    assert not found.missing and len(found.runs) == 5 and found.spec("none").data.classes == 7
+    assert not found.missing and len(found.runs) == 5 and found.spec("none").data.classes == classes
+    assert found.spec("none").data.train_size == max(64, classes)

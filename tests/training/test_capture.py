@@ -33,8 +33,13 @@ COMPANY = {
 
 
 @pytest.fixture
-def graphs(monkeypatch):
+def gpu(monkeypatch):
     return recorded.install(monkeypatch)
+
+
+@pytest.fixture
+def graphs(gpu):
+    return gpu.made
 
 
 @pytest.fixture
@@ -122,7 +127,7 @@ def test_the_stand_in_notices_what_a_graph_cannot_hold(graphs):
 
 def test_compiled_passes_give_the_eager_rows_and_are_shared(digits, spec, monkeypatch):
     # without code generation, which takes a minute: what is traced, and for whom, is the same
-    compiled = torch.compile(engine._loss_with, fullgraph=True, dynamic=False, backend="aot_eager")
+    compiled = torch.compile(engine._pass_with, fullgraph=True, dynamic=False, backend="aot_eager")
     engines = []
     monkeypatch.setattr(engine, "_compiler", lambda: compiled)
     monkeypatch.setattr(engine, "_skeletons", skeletons := {})
@@ -153,20 +158,23 @@ def test_a_compiler_that_is_switched_off_is_no_technique(monkeypatch, digits, sp
     monkeypatch.setattr(torch._dynamo.config, "disable", True)
     engine._compiler.cache_clear()
     group = train._Group([spec()], digits, torch.device("cpu"), lambda _: None, "")
-    assert Engine([group.runs[0].replica], fuse=True).techniques == []
+    assert Engine([group.runs[0].replica], fuse=True).techniques == ["without compile"]
     assert "torch.compile is switched off" in capsys.readouterr().err
 
 
-def test_a_pass_with_other_gradients_is_not_believed(digits, spec, monkeypatch, capsys):
-    def wrong(*arguments):
-        loss, logits = engine._loss_with(*arguments)
-        return 1.01 * loss, logits
+@pytest.mark.parametrize("what, factor", [("gradients are", 1.01), ("gradients are", float("nan")), ("test loss is", 1.01)])
+def test_a_pass_with_other_results_is_not_believed(digits, spec, monkeypatch, capsys, what, factor):
+    act_of = {"gradients are": engine.train_pass, "test loss is": engine.test_pass}
+
+    def wrong(act, model, tensors, *rest):
+        loss = act(lambda x: torch.func.functional_call(model, tensors, (x,)), *rest)
+        return factor * loss if act is act_of[what] else loss
 
     monkeypatch.setattr(engine, "_compiler", lambda: wrong)
     group = train._Group([spec()], digits, torch.device("cpu"), lambda _: None, "")
     before = {name: tensor.clone() for name, tensor in group.runs[0].replica.named_tensors().items()}
     assert not Engine([group.runs[0].replica], fuse=True).fused
-    assert "gradients are off by 1.0e-02" in capsys.readouterr().err
+    assert f"its {what} off by" in capsys.readouterr().err
     assert all(torch.equal(tensor, before[name]) for name, tensor in group.runs[0].replica.named_tensors().items())
 
 

@@ -85,6 +85,13 @@ def switched_off() -> frozenset[str]:
     return frozenset(names)
 
 
+def switch_off(names: str | None) -> None:
+    """Let GSTLIB_WITHOUT be `names` (None: what it is), here and in processes begun from here; `InputError` as above."""
+    if names is not None:
+        os.environ["GSTLIB_WITHOUT"] = names
+    switched_off()
+
+
 def _strict() -> bool:
     return os.environ.get("GSTLIB_STRICT", "0") not in ("", "0")
 

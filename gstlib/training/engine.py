@@ -493,7 +493,8 @@ class Engine:
             # on one stream a step takes up what the one before has left; all at once none does
             at_once = len({*branches}) * max(needed)
             if len({*branches}) > 1 and at_once > (room := _room(self.device)):
-                raise torch.OutOfMemoryError(f"{len(replicas)} replicas at once take {at_once} bytes a step, {room} are free")
+                raise torch.OutOfMemoryError(
+                    f"{len(replicas)} replicas at once take {at_once} bytes a step, {room} are free")
             graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
             try:
                 # one pool for all graphs: they never run at once, and none reads what another left there

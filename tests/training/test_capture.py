@@ -180,7 +180,7 @@ def test_a_capture_that_cannot_be_ended_leaves_stream_and_allocator_in_order(dig
 def test_memory_that_runs_out_in_a_capture_is_no_reason_to_go_on_eagerly(digits, spec, gpu, monkeypatch, unended):
     failing(monkeypatch, gpu, "step", 32, torch.OutOfMemoryError("full"))
     if unended:  # what is raised then is another error, and memory its cause
-        monkeypatch.setattr(recorded.Stream, "wait_stream", lambda self, other: gpu.joined is None or gpu.joined.update({self: False}))
+        monkeypatch.setattr(recorded.Stream, "wait_stream", lambda self, _: gpu.joined is None or gpu.joined.update({self: False}))
     with pytest.raises(RuntimeError) as raised:
         train_captured(monkeypatch, [spec(), spec(seed=1)], digits)
     assert engine.ran_out(raised.value) and as_before_a_capture(gpu)
@@ -236,7 +236,7 @@ def test_strictly_a_refusal_is_an_error_with_its_whole_traceback(digits, spec, g
     ("compile", ["CUDA graph", "streams", "without compile"]), (" streams, capture,", ["without capture", "without streams"])])
 def test_what_the_environment_switches_off_is_not_used_and_shown(digits, spec, gpu, monkeypatch, off, left):
     monkeypatch.setenv("GSTLIB_WITHOUT", off)
-    monkeypatch.setattr(engine, "_compiler", lambda: pytest.fail("compiled") if "compile" in off else lambda act, model, *rest: 1 / 0)
+    monkeypatch.setattr(engine, "_compiler", lambda: pytest.fail("compiled"))
     eager = train.train_group([spec()], digits)
     captured = train_captured(monkeypatch, [spec()], digits, fuse="compile" in off)
     pd.testing.assert_frame_equal(rows(captured, "epoch"), rows(eager, "epoch"), check_exact=True)
@@ -268,17 +268,19 @@ def test_compiled_passes_give_the_eager_rows_and_are_shared(digits, spec, monkey
     # without code generation, which takes a minute: what is traced, and for whom, is the same
     compiled = torch.compile(engine._pass_with, fullgraph=True, dynamic=False, backend="aot_eager")
     engines = []
+    torch._dynamo.utils.counters.clear()
     monkeypatch.setattr(engine, "_compiler", lambda: compiled)
     monkeypatch.setattr(engine, "_skeletons", skeletons := {})
     specs = [spec(pruning=COMPANY[name], seed=seed)
-             for seed, name in enumerate(("none", "removed", "none", "zeroed", "noised passingly", "removed"))]
+             for seed, name in enumerate(("none", "noised passingly", "none", "noised passingly"))]
     eager = train.train_group(specs, digits)
     monkeypatch.setattr(train, "Engine", lambda replicas: engines.append(Engine(replicas, fuse=True)) or engines[-1])
     fused = train.train_group(specs, digits)
     for table in ("epoch", "event"):
         pd.testing.assert_frame_equal(rows(fused, table), rows(eager, table), check_exact=True)
     assert engines[0].fused and engines[0].techniques == ["compiled"]
-    assert len(skeletons) == 3  # unmasked, masked, masked with noise
+    assert len(skeletons) == 2  # unmasked, masked with noise
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4  # of each a training and a test pass
 
 
 def test_a_pass_that_cannot_be_compiled_is_said_and_left_eager(digits, spec, monkeypatch, capsys):

@@ -72,7 +72,9 @@ def _list_campaign(args, store: Store) -> int:
 def command_run(args) -> int:
     """Train what is missing of the figures named and store each run as it ends."""
     from gstlib.campaign import runner
+    from gstlib.training.engine import switch_off
 
+    switch_off(args.without)
     store = Store(args.results)
     options = {name: getattr(args, name) for name in (
         "workers", "replicas", "time_limit", "quiet", "executor", "address", "gpus_per_group", "checkpoint_every")}
@@ -141,7 +143,9 @@ def command_import(args) -> int:
 def command_bench(args) -> int:
     """Measure steps per second against a plain PyTorch loop, what each technique gives, what events and scores cost."""
     from gstlib.bench import measure
-    from gstlib.training.engine import pick_device
+    from gstlib.training.engine import pick_device, switch_off
+
+    switch_off(args.without)
 
     def keep(result: dict) -> None:
         if args.output:
@@ -190,6 +194,9 @@ def parser() -> argparse.ArgumentParser:
     _, measure = add(command_verify, figures=False), add(command_bench, figures=False)
     for sub in (listing, run, measure):
         sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    for sub in (run, measure):
+        sub.add_argument("--without", metavar="NAMES", help="of capture, streams, compile, autotune, fused-optimiser, with "
+                         "commas between: what the engine is not to use, as GSTLIB_WITHOUT")
     for sub in (listing, run):
         sub.add_argument("--campaign", action="store_true", help="all that is missing, most valuable first; no FIGURE")
     run.add_argument("--workers", type=int, help="runs at a time on a CPU (default: one a core), GPUs (default: all)")

@@ -114,3 +114,23 @@ def test_initialisation_follows_torch_s_generator(name):
 def test_build_refuses(arguments):
     with pytest.raises(InputError):
         models.build(**arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_pooling_before_relu_changes_no_bit_also_where_pixels_tie(dtype, layout):
+    for x in (torch.randint(-3, 3, (4, 8, 6, 6)), torch.randn(4, 8, 6, 6)):
+        x, slope, found = x.to(dtype).contiguous(memory_format=layout), torch.randn(4, 8, 3, 3, dtype=dtype), []
+        for order in ([nn.ReLU(), nn.MaxPool2d(2)], [nn.MaxPool2d(2), nn.ReLU()]):
+            pixels = x.clone().requires_grad_()
+            y = nn.Sequential(*order)(pixels)
+            y.backward(slope)
+            found.append((y.detach(), pixels.grad))
+        assert all(torch.equal(one, other) for one, other in zip(*found))
+
+
+def test_maps_are_pooled_before_relu_and_names_stay():
+    names = [name for name, _ in models.build("vgg11", width=1 / 16).named_children()]
+    assert names[:8] == ["conv1", "bn1", "pool1", "relu1", "conv2", "bn2", "pool2", "relu2"]
+    assert names[8:11] == ["conv3", "bn3", "relu3"]
+    assert list(models.build("conv4", width=1 / 16)._modules)[2:5] == ["conv2", "pool1", "relu2"]

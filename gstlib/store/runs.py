@@ -18,7 +18,6 @@ import json
 import os
 import re
 import stat
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -29,10 +28,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from gstlib import files
-from gstlib.errors import InputError, plain
+from gstlib.errors import InputError, plain, say
 from gstlib.spec import SEMANTICS, RunSpec
 
 SCHEMA = 2
@@ -134,7 +132,7 @@ class Store:
             return None
         except (DamagedRun, NewerSchema) as error:
             if run_id not in self._told:
-                tqdm.write(f"gstlib: {error}; the run counts as missing", file=sys.stderr)
+                say(f"gstlib: {error}; the run counts as missing")
             self._told.add(run_id)
             return None
 
@@ -198,8 +196,8 @@ class Store:
         stored = self.place(spec.id, content)
         if stored is not None and not same_rows(stored, run):
             devices = [plain(one.provenance["device"]) for one in (stored, run)]
-            tqdm.write(f"gstlib: run {spec.id} is stored already with other rows (computed on {devices[0]}, these on "
-                       f"{devices[1]}); the stored one is kept", file=sys.stderr)
+            say(f"gstlib: run {spec.id} is stored already with other rows (computed on {devices[0]}, these on "
+                f"{devices[1]}); the stored one is kept")
         return self.file(spec.id)
 
     def place(self, run_id: str, content: bytes) -> Run | None:

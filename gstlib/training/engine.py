@@ -17,16 +17,14 @@ from __future__ import annotations
 import copy
 import functools
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from gstlib.data import Loader
-from gstlib.errors import InputError
+from gstlib.errors import InputError, say
 from gstlib.spec import OptimiserSpec
 
 _WARM_UP = 3  # uncaptured steps that let libraries choose their kernels before a capture
@@ -341,7 +339,7 @@ class Engine:
             if ran_out(error):
                 raise
             text = (str(error).strip() or type(error).__name__).splitlines()[0]
-            tqdm.write(f"the forward and backward pass could not be compiled ({text}); going on without", file=sys.stderr)
+            say(f"the forward and backward pass could not be compiled ({text}); going on without")
             return False
         for replica, compiled in zip(self.replicas, passes):
             replica.compiled = compiled

@@ -148,7 +148,7 @@ def command_bench(args) -> int:
             place = Path(args.output)
             try:
                 place.parent.mkdir(parents=True, exist_ok=True)
-                files.write_whole(place, lambda file: file.write(f"{json.dumps(result, indent=1)}\n".encode()))
+                files.write_output(place, lambda file: file.write(f"{json.dumps(result, indent=1)}\n".encode()))
             except OSError as error:
                 raise InputError(f"the figures cannot be written to {place} ({error.strerror}); "
                                  "name a file in a folder that can be written to") from error

@@ -390,10 +390,11 @@ def _check(spec: RunSpec, columns: dict[str, np.ndarray]) -> None:
         if not right.all():
             raise ValueError(f"it has an impossible {key}: {values[~right][0]}")
 
-    due = {layer: range(all_.start, min(all_.stop, len(epochs)), all_.step)  # which may claim to be many as well
-           for index, layer in enumerate(pruning.layers if pruning else ()) for all_ in [pruning.schedule.event_epochs(index)]}
+    planned = [pruning.schedule.event_epochs(index) for index in range(len(pruning.layers))] if pruning else []
+    due = [range(when.start, min(when.stop, len(epochs)), when.step) for when in planned]  # where these claim to be many
     found = sorted(zip(column("event.layer"), column("event.epoch")))
-    if sum(map(len, due.values())) != len(found) or found != sorted((layer, n) for layer in due for n in due[layer]):
+    if sum(map(len, due)) != len(found) or found != sorted(
+            (layer, epoch) for when, layer in zip(due, pruning.layers if pruning else ()) for epoch in when):
         raise ValueError("its events are not those of its schedule")
     counts = zip(*(column(f"event.{name}") for name in ("removed", "removed_total", "units")))
     if any(not now <= so_far <= units for now, so_far, units in counts):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from gstlib import experiments, files
-from gstlib.errors import InputError, plain
+from gstlib.errors import Forgiving, InputError, plain
 from gstlib.store import NewerSchema, Store, export, import_
 
 
@@ -152,7 +152,7 @@ def command_bench(args) -> int:
             place = Path(args.output)
             try:
                 place.parent.mkdir(parents=True, exist_ok=True)
-                files.write_whole(place, lambda file: file.write(f"{json.dumps(result, indent=1)}\n".encode()))
+                files.write_output(place, lambda file: file.write(f"{json.dumps(result, indent=1)}\n".encode()))
             except OSError as error:
                 raise InputError(f"the figures cannot be written to {place} ({error.strerror}); "
                                  "name a file in a folder that can be written to") from error
@@ -223,30 +223,11 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-class _Forgiving:
-    """A stream whose reader may be gone: what cannot be said is dropped, and work goes on."""
-
-    def __init__(self, stream):
-        self.stream = stream
-
-    def __getattr__(self, name: str):
-        return getattr(self.stream, name)
-
-    def write(self, text: str) -> int:
-        with suppress(OSError, ValueError):
-            return self.stream.write(text)
-        return 0
-
-    def flush(self) -> None:
-        with suppress(OSError, ValueError):
-            self.stream.flush()
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code (2: bad input, 130 or 143: interrupted by SIGINT or SIGTERM,
     141: nobody read to the end)."""
     args = parser().parse_args(argv)
-    with redirect_stderr(_Forgiving(sys.stderr or open(os.devnull, "w"))):
+    with redirect_stderr(Forgiving(sys.stderr)):
         try:
             code = args.function(args)
             print(end="", flush=True)

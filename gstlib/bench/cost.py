@@ -39,10 +39,10 @@ def benchmarks(store: Store) -> list[dict]:
     found = []
     for place in sorted(store.path.glob("bench*.json")):
         try:
-            result = json.loads(place.read_text())
+            result = json.loads(place.read_text() if place.is_file() else "")  # a pipe is not waited for
             if not {"machine", "rows", "techniques", "costs"} <= set(result):
                 raise ValueError("it lacks machine, rows, techniques or costs")
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise InputError(f"{place} is no benchmark ({error}); "
                              f"make it with: python -m gstlib bench --output {place}") from error
         found.append(result)

@@ -154,8 +154,9 @@ def verdicts_sentence(table: pd.DataFrame, store: Store) -> str:
 
 def made_on(about: dict) -> str:
     """Where, with what and when something was made, in words (HTML; every text escaped)."""
-    return (f"{escape(about['device'])}, torch {escape(about['versions']['torch'])}, {escape(about['finished'][:10])}, "
-            f"commit <code>{escape(text.short_commit(about['commit']))}</code>")
+    device, torch, finished, commit = (escape(str(value)) for value in (
+        about["device"], about["versions"]["torch"], str(about["finished"])[:10], text.short_commit(str(about["commit"]))))
+    return f"{device}, torch {torch}, {finished}, commit <code>{commit}</code>"
 
 
 def bench_machine(result: dict) -> str:

@@ -19,7 +19,6 @@ import gzip
 import hashlib
 import lzma
 import os
-import sys
 import tarfile
 import tempfile
 import zipfile
@@ -35,7 +34,7 @@ from tqdm import tqdm
 
 from gstlib import files
 from gstlib.data import identity
-from gstlib.errors import InputError
+from gstlib.errors import InputError, say
 from gstlib.spec import DataSpec
 
 SIDE = 32
@@ -43,6 +42,9 @@ SIDE = 32
 # what an archive may claim, looked at before anything is unpacked; headers of long names are read into memory whole
 _MEMBERS, _UNPACKED, _HEADER = 200_000, 8 * 2**30, 2**16
 _IN_MEMORY = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+# what an archive that is damaged, or made to do harm, raises
+_BROKEN = (tarfile.TarError, OSError, EOFError, ValueError, LookupError, ArithmeticError, MemoryError, RecursionError,
+           lzma.LZMAError, zlib.error)
 # PostScript is a format too, and reading it would run a program
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _PARTS = ("train_x", "train_y", "test_x", "test_y")
@@ -240,7 +242,7 @@ def _folder(path: Path, key: str | None) -> list[np.ndarray]:
             with np.load(cached, allow_pickle=False) as arrays:
                 return [arrays[name] for name in _PARTS]
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
-            tqdm.write(f"cached images in {cached} are damaged; decoding anew", file=sys.stderr)
+            say(f"cached images in {cached} are damaged; decoding anew")
     if path.is_file():
         with tempfile.TemporaryDirectory() as folder:
             _unpack(path, Path(folder))
@@ -252,19 +254,25 @@ def _folder(path: Path, key: str | None) -> list[np.ndarray]:
             cached.parent.mkdir(parents=True, exist_ok=True)
             files.write_whole(cached, lambda file: np.savez(file, **dict(zip(_PARTS, arrays))))
         except OSError as error:
-            tqdm.write(f"decoded images could not be cached in {cached.parent}: {error}", file=sys.stderr)
+            say(f"decoded images could not be cached in {cached.parent}: {error}")
     return arrays
 
 
 class _Member(tarfile.TarInfo):
-    """A member's header; those of long names and the like, which are read into memory whole, may not be large."""
+    """A member's header; those of long names and the like, which are read into memory whole, may not be large, and of
+    sparse files, whose maps are, there are none."""
 
     @classmethod
     def frombuf(cls, buf, encoding, errors):
         header = super().frombuf(buf, encoding, errors)
         if header.size > _HEADER and header.type in _IN_MEMORY:
             raise tarfile.HeaderError(f"a header claims {header.size} bytes")
+        if header.type == tarfile.GNUTYPE_SPARSE:
+            header._proc_gnusparse_10()
         return header
+
+    def _proc_gnusparse_10(self, *_):
+        raise tarfile.HeaderError("a file in it is sparse")
 
 
 def _unpack(path: Path, folder: Path) -> None:
@@ -273,7 +281,7 @@ def _unpack(path: Path, folder: Path) -> None:
         opened = tarfile.open(path, tarinfo=_Member)
     except tarfile.ReadError as error:
         raise InputError(f"data {path} is neither a folder nor a tar archive") from error
-    except (OSError, EOFError, lzma.LZMAError, zlib.error, tarfile.TarError) as error:
+    except _BROKEN as error:
         raise InputError(f"archive {path} cannot be unpacked safely: {error}") from error
     try:
         with opened as archive:
@@ -286,7 +294,8 @@ def _unpack(path: Path, folder: Path) -> None:
                     raise ValueError(f"{member.name[:100]!r} is neither a file nor a folder")
                 archive.extract(member, folder, filter="data")
                 archive.members = []  # else every header read so far stays in memory
-    except (tarfile.TarError, OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
+                archive.pax_headers.clear()
+    except _BROKEN as error:
         raise InputError(f"archive {path} cannot be unpacked safely: {error}") from error
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import stats
 from tabulate import tabulate
 
-from gstlib.errors import InputError
+from gstlib.errors import InputError, plain
 from gstlib.reading import interval
 from gstlib.reading.interval import Estimate, t_interval
 from gstlib.reading.measures import DECILES, KEYS, SD_OFF
@@ -178,7 +178,7 @@ def _listed(values: pd.Series) -> str:
 
 def _prose(text: str) -> str:
     """A text from anyone's provenance as Markdown that holds no HTML, link, code or formula."""
-    return text.translate(str.maketrans("<>`[]{}$\\", "‹›'()()''"))
+    return plain(text).translate(str.maketrans("<>`[]{}$\\", "‹›'()()''"))
 
 
 def short_commit(commit: str) -> str:

@@ -33,7 +33,7 @@ def export(store: Store, place: str | os.PathLike, ids: Iterable[str] | None = N
                 packed.append(run_id)
 
     try:
-        files.write_whole(place, write)
+        files.write_output(place, write)
     except OSError as error:
         raise InputError(f"runs could not be exported to {place}: {error.strerror or error}") from error
     return len(packed)

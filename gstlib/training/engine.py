@@ -23,17 +23,15 @@ import copy
 import functools
 import gc
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from gstlib.data import Loader
-from gstlib.errors import InputError
+from gstlib.errors import InputError, say
 from gstlib.spec import OptimiserSpec
 
 _WARM_UP = 3  # uncaptured steps that let libraries choose their kernels before a capture
@@ -429,7 +427,7 @@ class Engine:
         if ran_out(error) or _strict():
             raise error
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
-        tqdm.write(f"{what} ({text}); going on without", file=sys.stderr)
+        say(f"{what} ({text}); going on without")
         self.without.append(switch)
 
     def train_epoch(self, epoch: int, after_batch: Sequence[Callable[[], None]] = (), done: int = 0) -> list[Measured]:

@@ -224,8 +224,8 @@ class _Group:
         self.epoch, self.step, self.resumed = 0, 0, 0
         self.began = self.saved = time.perf_counter()
         self.epoch_began = self.began
-        if checkpoints is not None:
-            self._take_up(checkpoints)
+        if checkpoints is not None and not self._take_up(checkpoints):
+            self.runs = [Run(spec, resident, device) for spec in specs]
         self.engine = Engine([run.replica for run in self.runs])
 
     def train(self) -> list[Result]:
@@ -271,7 +271,8 @@ class _Group:
         if stop:
             raise Stopped
 
-    def _take_up(self, checkpoints: Checkpoints) -> None:
+    def _take_up(self, checkpoints: Checkpoints) -> bool:
+        """Go on from the runs' checkpoints, if there are any; False where one that is whole holds no state of its run."""
         positions = {run.spec.id: checkpoints.position(run.spec.id) for run in self.runs}
         if len(set(positions.values())) > 1:
             raise InputError("runs stand at different epochs and cannot be trained in lockstep: "
@@ -279,11 +280,18 @@ class _Group:
                                          for run_id, (epoch, step) in positions.items()))
         states = [checkpoints.load(run.spec.id) for run in self.runs]
         if None in states:
-            return
-        for run, state in zip(self.runs, states):
-            run.load_state_dict(state["run"])
-        self.epoch, self.step = next(iter(positions.values()))
+            return True
         now, n = time.perf_counter(), len(self.runs)
-        self.resumed = states[0]["resumed"] + 1
-        self.began = now - n * states[0]["seconds"]
-        self.epoch_began = now - n * states[0]["epoch_seconds"]
+        (epoch, step), steps = next(iter(positions.values())), len(self.runs[0].replica.loader.batch_sizes())
+        for run, state in zip(self.runs, states):
+            try:
+                tables = run.tables.keys()
+                run.load_state_dict(state["run"])
+                if run.tables.keys() != tables or len(run.tables["epoch"]) != epoch or step > steps:
+                    raise ValueError("no run can stand so")
+                past = state["resumed"] + 1, now - n * state["seconds"], now - n * state["epoch_seconds"]
+            except Exception as error:  # whoever knows how it is sealed may have put anything into it
+                checkpoints.pass_over(run.spec.id, error)
+                return False
+        (self.resumed, self.began, self.epoch_began), self.epoch, self.step = past, epoch, step
+        return True

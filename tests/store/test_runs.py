@@ -1,12 +1,15 @@
+import dataclasses
 import hashlib
 import json
 import math
 import multiprocessing
 import os
+import random
 import resource
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from unittest import mock
 
 import made_up
@@ -149,6 +152,10 @@ CHANGES = {
     "an event too few": lambda rows: rows["event"].pop(),
     "no events": lambda rows: rows.pop("event"),
     "accuracy at an event above 1": lambda rows: rows["event"][0].update(t_post=99.0),
+    "a negative loss": lambda rows: rows["epoch"][1].update(train_loss=-0.1),
+    "a negative duration": lambda rows: rows["epoch"][1].update(seconds=-1.0),
+    "no end": lambda rows: rows.pop("final"),
+    "infinitely small score": lambda rows: rows["event"][0].update(mean_score=-math.inf),
     "infinite score": lambda rows: rows["event"][0].update(mean_score=math.inf),
     "a bar of no epoch": lambda rows: rows["histogram"][0].update(epoch=4),
     "a negative bar": lambda rows: rows["histogram"][0].update(count=-1),
@@ -176,16 +183,20 @@ def test_rows_that_no_run_can_have_are_neither_stored_nor_believed(tmp_path, mon
     assert "digest" not in str(caught.value) and not list(store.runs())
 
 
-def test_a_run_of_today_has_one_final_row(tmp_path):
-    today = RunSpec(spec().data, spec().model, spec().optimiser, spec().pruning, semantics=2, test_every=3)
-    rows = tables()
-    del rows["final"]
-    with pytest.raises(InputError, match="cannot be stored: it has 0 final rows"):
-        Store(tmp_path).write(today, PROVENANCE, rows)
+@pytest.mark.parametrize("claim", [{"optimiser": OptimiserSpec(epochs=2**31 - 1)},
+                                   {"pruning": PruningSpec(("conv7",) * 99, (1,) * 99, (2**31 - 1,) * 99, (0.5,) * 99, 1)}])
+def test_a_specification_that_claims_billions_takes_neither_memory_nor_time(tmp_path, monkeypatch, claim):
+    store, large = Store(tmp_path), dataclasses.replace(spec(), **claim)
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "_check", lambda *_: None)
+        store.write(large, PROVENANCE, tables())
+    with pytest.raises(DamagedRun, match="its (epochs|events) are not"):
+        store.read(large.id)
 
 
 def test_provenance_says_what_readers_rely_on(tmp_path):
-    for about in ({**PROVENANCE, "device": 3}, {k: v for k, v in PROVENANCE.items() if k != "commit"}):
+    for about in ({**PROVENANCE, "device": 3}, {**PROVENANCE, "versions": ["torch"]}, {**PROVENANCE, "seconds": math.inf},
+                  {k: v for k, v in PROVENANCE.items() if k != "commit"}):
         with pytest.raises(InputError, match="cannot be stored.*provenance"):
             Store(tmp_path).write(spec(), about, tables())
 
@@ -203,9 +214,14 @@ def rewrite(store: Store, change=lambda table: table, options=PLAIN, **meta) -> 
     known = {key: value for key, value in known.items() if value is not None}
     known[b"gstlib.digest"] = b"sha256:" + b"0" * 64
     pq.write_table(change(table).replace_schema_metadata(known), place, **options)
-    content = place.read_bytes()
-    before, _, after = content.rpartition(b"0" * 64)
-    place.write_bytes(before + hashlib.sha256(content).hexdigest().encode() + after)
+    seal(place, place.read_bytes())
+
+
+def seal(place, content: bytes) -> None:
+    """Write the content of a run's file with a right digest for the zeros or the digest in it."""
+    at = content.rfind(b"sha256:") + 7
+    content = content[:at] + b"0" * 64 + content[at + 64:]
+    place.write_bytes(content[:at] + hashlib.sha256(content).hexdigest().encode() + content[at + 64:])
 
 
 def test_a_flipped_byte_and_a_cut_are_detected(filled):
@@ -279,6 +295,15 @@ def test_what_is_no_file_is_neither_waited_for_nor_replaced(filled, content):
     assert not place.is_file()
 
 
+@pytest.mark.parametrize("target", ["nowhere", "damaged"])
+def test_a_link_in_a_run_s_place_is_told_before_anything_is_trained(filled, tmp_path, target):
+    (tmp_path / "damaged").write_text("nonsense")
+    filled.file(spec(1).id).symlink_to(tmp_path / target)
+    filled.check_writable([spec().id, spec(2).id])
+    with pytest.raises(InputError, match=f"{spec(1).id}.*link"):
+        filled.check_writable([spec(1).id])
+
+
 @pytest.mark.parametrize("damage", ["rows", "head"])
 def test_a_figure_says_that_a_damaged_run_is_missing(tmp_path, capsys, damage):
     store = made_up.fill(tmp_path / "results")
@@ -300,6 +325,8 @@ def newer(store: Store, kind: str) -> str:
     fields = json.loads(spec().to_json())
     if kind == "field":
         fields["optimiser"]["label_smoothing"] = 0.1
+    elif kind == "semantics":
+        fields["semantics"] = 99
     else:
         fields["pruning"]["target"] = "unheard-of"
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
@@ -309,7 +336,7 @@ def newer(store: Store, kind: str) -> str:
     return run_id
 
 
-@pytest.mark.parametrize("kind", ["schema", "field", "choice"])
+@pytest.mark.parametrize("kind", ["schema", "field", "choice", "semantics"])
 def test_what_a_newer_gstlib_wrote_is_no_damage_and_stays(filled, capsys, kind):
     filled.write(spec(1), PROVENANCE, tables())
     rows = {run_id: run.tables for run_id, run in filled.runs()}
@@ -359,6 +386,36 @@ def test_a_file_that_could_take_much_memory_is_refused_unread(filled, monkeypatc
     monkeypatch.setattr(pq.ParquetFile, "read", lambda *_, **__: pytest.fail("rows were read"))
     with pytest.raises(DamagedRun, match="claims|other kinds"):
         filled.read(spec().id)
+
+
+@pytest.mark.parametrize("codec", [1, 4, 10, 63])
+def test_a_forged_codec_is_damage_and_does_not_end_the_process(filled, codec):
+    place = filled.file(spec().id)
+    content, told = place.read_bytes(), b"epoch.lr\x15\x00"  # the column's path, then its codec
+    assert content.count(told) == 1
+    seal(place, content.replace(told, told[:-1] + bytes([2 * codec])))
+
+    def read(_: int) -> None:
+        with pytest.raises(DamagedRun, match="other kinds"):
+            filled.read(spec().id)
+
+    assert in_processes(1, read) == [0]
+
+
+def test_bytes_of_a_head_changed_at_random_end_no_process(filled):
+    place, draw = filled.file(spec().id), random.Random(0)
+    content = place.read_bytes()
+    head = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+
+    def read(_: int) -> None:
+        for _ in range(1500):
+            changed = bytearray(content)
+            changed[draw.randrange(head, len(content))] = draw.randrange(256)
+            seal(place, bytes(changed))
+            with suppress(DamagedRun, NewerSchema):
+                filled.read(spec().id)
+
+    assert in_processes(1, read) == [0]
 
 
 def test_long_texts_in_a_head_are_refused(filled):

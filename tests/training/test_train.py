@@ -48,6 +48,10 @@ RUNS = {
     "bf16": {"pruning": pruning(), "precision": "bf16", "channels_last": True},
     "resnet18 by sgd": {"model": ModelSpec("resnet18", 1 / 16),
                         "optimiser": OptimiserSpec("sgd", 0.01, 0.9, 1e-4, batch_size=32, epochs=2)},
+    "resnet20, activations": {"model": ModelSpec("resnet20", 1 / 2), "pruning": PruningSpec(
+        ("stage3.2.conv1", "stage3.2.conv2"), (0, 1), (1, 2), (0.3, 0.5), 1, score="activation")},
+    "before training": {"pruning": pruning(score="l2", scratch=True)},
+    "zeroed and restored": {"pruning": pruning(target="L", score="l2", effect="zero-cumulative", batches=3)},
     "conv4": {"model": ModelSpec("conv4", 1 / 8), "pruning": PruningSpec(("fc1",), (0,), (3,), (0.5,), 1, score="l2")},
 }
 
@@ -126,6 +130,22 @@ def test_event_rows_of_a_pruned_run(digits, tiny_spec):
     # a filter of conv7 or conv8 has 32 * 9 weights, a bias, a scale and a shift
     whole = epochs[0]["parameters"] + 4 * 291
     assert [row["parameters"] for row in epochs] == [whole - 291 * n for n in (4, 18, 23, 37)]
+
+
+def test_filters_are_removed_before_the_first_step(digits, tiny_spec):
+    spec = tiny_spec(pruning=pruning(score="l2", scratch=True), optimiser=four_epochs())
+    torch.manual_seed(train._seed(spec, "model"))
+    model = models.build("vgg11", 10, 1 / 16)
+    result = train.train(spec, digits)
+    rows = result.tables["event"]
+    assert [(row["epoch"], row["layer"], row["removed"], row["removed_total"]) for row in rows] == [
+        (-1, "conv7", 9, 9), (-1, "conv8", 28, 28)]
+    smallest = model.conv8.weight.detach().double().flatten(1).norm(dim=1).sort().values[:28]
+    assert rows[1]["mean_score"] == pytest.approx(float(smallest.mean()))
+    assert rows[0]["t_post"] == rows[1]["t_pre"] and 0 <= rows[0]["t_pre"] < 0.5, "the network knows nothing yet"
+    # of each filter its 9 weights a channel before it, bias, scale and shift
+    gone = 9 * (9 * 32 + 3) + 28 * (9 * 32 + 3)
+    assert {row["parameters"] for row in result.tables["epoch"]} == {sum(p.numel() for p in model.parameters()) - gone}
 
 
 def test_t_post_is_the_accuracy_that_the_next_epoch_starts_from(digits, tiny_spec):

@@ -293,9 +293,11 @@ def prove(around: Surroundings, units: Sequence[Unit]) -> None:
     """Raise `InputError` unless removed units are silent in a forward pass on invented numbers, in evaluation mode and,
     where the batch allows it, in training mode; changes nothing."""
     model = around.model
-    for graph in around.graphs if any(unit.points for unit in units) else ():
+    modes = [(graph, training) for training in (False, True) for graph in around.graphs
+             if graph.training == training or len(around.graphs) == 1]
+    for graph, training in modes if any(unit.points for unit in units) else ():
         with aside(model):
-            model.train(graph.training)
+            model.train(training)
             inputs = around.inputs
             try:
                 functional_call(model, around.tensors, inputs)
@@ -320,7 +322,7 @@ def prove(around: Surroundings, units: Sequence[Unit]) -> None:
             module.register_forward_pre_hook(look) if end == "input" else module.register_forward_hook(look)
 
         with aside(model, keep=_HOOKS.values()):
-            model.train(graph.training)
+            model.train(training)
             for unit in units:
                 for expected in unit.expected[graph.training]:
                     check(unit, *expected)

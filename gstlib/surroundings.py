@@ -127,7 +127,8 @@ class _Graph:
         tracer = _Tracer()
         with aside(model):
             model.train(training)
-            self.nodes = list(tracer.trace(model).nodes)
+            graph = tracer.trace(model)
+            self.nodes, self.text = list(graph.nodes), str(graph)
             self.attributes = {node: operator.attrgetter(node.target)(model) for node in self.nodes if node.op == "get_attr"}
         self.training, self.calls = training, tracer.calls
         self.modules = dict(model.named_modules())
@@ -175,6 +176,8 @@ class Surroundings:
         self._example = example if isinstance(example, tuple) or example is None else (example,)
         try:
             self.graphs = [_Graph(model, model.training), _Graph(model, not model.training)]
+            if self.graphs[0].text == self.graphs[1].text:
+                self.graphs = self.graphs[:1]
         except Exception as error:  # fx reports untraceable code by whatever that code raised
             raise InputError(f"cannot follow {self.name}'s forward pass ({plain(error)}); "
                              "mark the part that branches on values with torch.fx.wrap") from error
@@ -298,6 +301,7 @@ class _Walk:
         self.sums: set[fx.Node] = set()
         self.lit: set[fx.Node] = set()  # an activation that is not 0 at 0 has been passed
         self.loose: set[fx.Node] = set()  # silenced only further on
+        self.early: set[int] = set()  # calls that return a value before the module that silences it does
 
     def go(self) -> None:
         layer, graph = self.unit.layer, self.graph
@@ -464,6 +468,7 @@ class _Walk:
         for call in self.graph.calls:  # the innermost module that returns it comes first
             if call.given is node and self.fits(call, "given"):
                 self.point(call.path, "silent_units", node)
+                self.early |= {id(other) for other in self.graph.calls[:self.graph.calls.index(call)] if other.given is node}
                 uses = [use for use in uses if use in call.inside]
                 break
         else:
@@ -508,7 +513,8 @@ class _Walk:
             number = seen[call.path] = seen.get(call.path, -1) + 1
             for end, node, name in (("output", call.given, "silent_units"), ("input", call.taken, "silent_inputs")):
                 if isinstance(self.labels.get(node), torch.Tensor) and (
-                        node not in self.loose or (call.path, name) in self.unit.points):
+                        node not in self.loose or (call.path, name) in self.unit.points) and not (
+                        end == "output" and id(call) in self.early):
                     labels = compressed(self.labels[node])
                     if labels.dim() < self.labels[node].dim():
                         expected.append((call.path, number, end, labels))

@@ -39,6 +39,8 @@ class Experiment(NamedTuple):
 def _spec(profile: Profile, data: DataSpec, seed: int, model: str, *, pruning: PruningSpec | None = None,
           epochs: int = _EPOCHS, milestones=_MILESTONES, **fields) -> RunSpec:
     size = profile.of(model)
+    if "flatness" in fields.get("measures", ()):
+        fields["flatness"] = profile.flatness
     optimiser = OptimiserSpec(batch_size=size.batch_size, epochs=rounded(epochs, size.divisor),
                               milestones=tuple(rounded(m, size.divisor) for m in milestones), decay=profile.decay)
     return RunSpec(dataclasses.replace(data, train_size=size.train_size), ModelSpec(model, size.width), optimiser, pruning,

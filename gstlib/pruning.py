@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     import torch
 
 TARGETS = ("S", "R", "L", *(f"D{k}" for k in range(11)), "D9-remaining")
-SCORES = {"filter": ("ebn", "ebn-signed", "l1", "l2"), "weight": ("magnitude",)}  # by the structure of units
+SCORES = {"filter": ("ebn", "ebn-signed", "l1", "l2", "activation"), "weight": ("magnitude",)}  # by the structure of units
 # what happens to the units taken (`gstlib.effects`), and whether it lasts a number of training batches
-EFFECTS = {"remove": "never", "remove-weights": "never", "zero": "may", "zero-restore": "must", "gaussian": "may",
-           "gaussian-transient": "must"}
+EFFECTS = {"remove": "never", "remove-weights": "never", "zero": "may", "zero-restore": "must",
+           "zero-cumulative": "must", "gaussian": "may", "gaussian-transient": "must"}
 
 
 def check_effect(effect: str, batches: int) -> None:
@@ -49,7 +49,8 @@ class Schedule:
     """Pruning schedule of section A.3: layer l has events after epochs range(start_l, end_l + 1, retrain).
 
     Each of `start`, `end` and `fraction` is a sequence with an entry a layer,
-    or one number for a single layer.  Epochs count from 0.  Raises
+    or one number for a single layer.  Epochs count from 0; an event after
+    epoch -1 comes before the first step.  Raises
     `InputError` for a fraction outside 0 … 1, an end before its start, a
     retrain period below 1, or sequences of unequal length.
     """
@@ -69,8 +70,8 @@ class Schedule:
         if self.retrain < 1:
             raise InputError(f"retrain must be at least 1 epoch, not {self.retrain}")
         for start, end, fraction in zip(self.start, self.end, self.fraction):
-            if start < 0:
-                raise InputError(f"start must be an epoch from 0 on, not {start}")
+            if start < -1:
+                raise InputError(f"start must be an epoch from 0 on, or -1 (before training), not {start}")
             if end < start:
                 raise InputError(f"end {end} lies before start {start}")
             if not 0 <= fraction <= 1:

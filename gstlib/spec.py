@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from gstlib.errors import InputError, check_choice
 from gstlib.pruning import Schedule, check_method
 
-MODELS = ("conv4", "vgg11", "vgg19", "resnet18")
+MODELS = ("conv4", "vgg11", "vgg19", "resnet18", "resnet20", "resnet56")
 DATASETS = ("digits", "cifar10", "cifar10-folder")
 PRECISIONS = ("float32", "tf32", "bf16")
 MEASURES = ("bn-histogram", "flatness")

@@ -22,7 +22,7 @@ def rows(spec, final, fall, train=0.9, lift=0.0, score=0.0):
         deciles = {f"decile_{k}": (1.0 + k) * (1 if p.structure == "weight" else 0.1) for k in range(10)}
         events = [{"epoch": e, "layer": layer, "units": 64, "removed": 1, "removed_total": 1, "t_pre": 0.5,
                    "t_post": 0.5 - fall, **deciles, "mean_score": score + e, "negative_scales": 0}
-                  for e in range(last + 1) for i, layer in enumerate(p.layers) if e in p.schedule.event_epochs(i)]
+                  for e in range(-1, last + 1) for i, layer in enumerate(p.layers) if e in p.schedule.event_epochs(i)]
     if spec.measures:
         bars = [{"epoch": when, "layer": f"bn{n}", "layer_index": n, "ks": 0.005 * n + 0.1 * (when > 0), "sd": 1.0,
                  "left": left, "right": left + 1, "count": 10 + n}

@@ -31,6 +31,8 @@ PAGES = {
     "figure1-vgg11": "chapters/figure1", "figure1-resnet18": "chapters/figure1", "figure2": "chapters/figure2",
     "figure3": "chapters/figure3", "figure4": "chapters/figure4", "figure5": "chapters/figure5",
     "figureA1": "chapters/ebn", "figureA2": "chapters/figure1-run", "bench": "chapters/engine",
+    "final-figure2": "chapters/final", "final-figure3": "chapters/final", "final-figure4": "chapters/final",
+    "final-figure5": "chapters/permanence",
 }
 
 

@@ -22,7 +22,7 @@ class Disturbance:
     units: torch.Tensor
     batches: int
     sd: float = 0.0
-    saved: torch.Tensor | None = None
+    saved: list[torch.Tensor] | None = None
     places: torch.Tensor = field(init=False)  # the units' indices, found once: to look for them makes a GPU wait
 
     def __post_init__(self):
@@ -36,6 +36,8 @@ class Effect:
     * "remove-weights": weights masked for good, batch normalisation left alone (Figure 5's prune L);
     * "zero": weights set to 0 and held there for `batches` batches, then trained on from 0;
     * "zero-restore": the same, then set back to what they were;
+    * "zero-cumulative": the same for all units that any event of the layer has targeted so far, which then get back bias,
+      scale, shift and running statistics as well (final version, Figure D2);
     * "gaussian": normal noise added to the stored weights, where it stays and
       trains on: once for `batches` = 0, else fresh noise for each of
       `batches` training batches, the first at the event, so that in the end
@@ -77,12 +79,18 @@ class Effect:
             self._strike_zero(layer, units)
 
     def _strike_zero(self, layer: MaskedLayer, units: torch.Tensor) -> None:
-        saved = layer.parameter[units].clone() if self.kind == "zero-restore" else None
+        if self.kind == "zero-cumulative":
+            units = ~layer.present
+        saved = [tensor[units].clone() for tensor in self._kept(layer)] or None
         if self.batches == 0:
             layer.parameter[units] = 0
             return
         layer.weight_mask[units] = 0
         self.active.append(Disturbance(layer, units, self.batches, saved=saved))
+
+    def _kept(self, layer: MaskedLayer) -> list[torch.Tensor]:
+        """What the units get back in the end."""
+        return {"zero-restore": layer.stored[:1], "zero-cumulative": layer.stored}.get(self.kind, [])
 
     def _strike_gaussian(self, layer: MaskedLayer, units: torch.Tensor) -> None:
         untouched = layer.present if layer.present.any() else torch.ones_like(layer.present)
@@ -133,7 +141,9 @@ class Effect:
                 layer.noise.index_fill_(0, disturbance.places, 0)
             return
         # Adam's moments moved the stored weights while the mask hid them
-        layer.parameter[units] = 0 if disturbance.saved is None else disturbance.saved
+        layer.parameter[units] = 0
+        for tensor, saved in zip(self._kept(layer), disturbance.saved or []):
+            tensor[units] = saved
         layer.weight_mask[units] = 1
 
     def state_dict(self, layers: list[MaskedLayer]) -> dict:
@@ -149,7 +159,7 @@ class Effect:
         for entry in state["active"]:
             layer = layers[entry["layer"]]
             device = layer.parameter.device
-            saved = None if entry["saved"] is None else entry["saved"].to(device)
+            saved = entry["saved"] and [tensor.to(device) for tensor in entry["saved"]]
             self.active.append(Disturbance(layer, entry["units"].to(device), entry["batches"], entry["sd"], saved))
         if state["on_device"] is not None:
             self._generator(layers[0].parameter.device).set_state(state["on_device"])

@@ -130,6 +130,15 @@ def _mask_features(module: nn.Module, _inputs, output: torch.Tensor) -> torch.Te
     return output * module.unit_mask
 
 
+def _note_activation(module: nn.Module, _inputs, output: torch.Tensor) -> None:
+    """Every tenth training batch, bring the running mean (momentum .9) of each unit's rectified l1 norm up to date."""
+    if module.training:
+        module.activation_batches.add_(1)
+        norm = output.detach().relu().float().movedim(1, -1).flatten(0, -2).sum(0)
+        new = 0.9 * module.activation + 0.1 * norm
+        module.activation.copy_(torch.where(module.activation_batches % 10 == 0, new, module.activation))
+
+
 class MaskedLayer:
     """A layer whose units can be removed, with its batch normalisation and its block's shortcut.
 
@@ -160,6 +169,11 @@ class MaskedLayer:
                 if not hasattr(module, "unit_mask"):  # two layers may feed one sum
                     module.register_buffer("unit_mask", torch.ones(self.units, device=self.parameter.device))
                     module.register_forward_hook(_mask_maps if isinstance(self.module, nn.Conv2d) else _mask_features)
+        if score == "activation":  # as what comes next sees the unit: behind normalisation and shortcut
+            self._active = model.get_submodule(unit.block or unit.batch_norm or unit.layer)
+            self._active.register_buffer("activation", torch.zeros(self.units, device=self.parameter.device))
+            self._active.register_buffer("activation_batches", torch.zeros((), dtype=torch.int64, device=self.parameter.device))
+            self._active.register_forward_hook(_note_activation)
         shape = (self.units,) if structure == "filter" else self.parameter.shape
         self.present = torch.ones(shape, dtype=torch.bool, device=self.parameter.device)
 
@@ -194,11 +208,24 @@ class MaskedLayer:
         """Noise added to the weights in the forward pass, in their shape; None where the layer carries none."""
         return self._masks["weight"].noise
 
+    @property
+    def stored(self) -> list[torch.Tensor]:
+        """All that is stored of each unit, units first: weight, bias, scale, shift and running statistics."""
+        def original(module, name):
+            masked = parametrize.is_parametrized(module, name)
+            return module.parametrizations[name].original if masked else getattr(module, name, None)
+
+        found = (original(module, name) for module in (self.module, self.batch_norm) if module is not None
+                 for name in ("weight", "bias", "running_mean", "running_var"))
+        return [tensor for tensor in found if tensor is not None]
+
     @torch.no_grad()
     def scores(self) -> torch.Tensor:
         """One score per unit (see `gstlib.scores`), from the parameters without noise."""
         function = _score(self.score)
         offered = {"weight": self.parameter * self.weight_mask}
+        if self.score == "activation":
+            offered["activation"] = self._active.activation
         if self.batch_norm is not None:
             offered |= {"gamma": self.batch_norm.weight, "beta": self.batch_norm.bias}
         return function(**{name: offered[name] for name in inspect.signature(function).parameters})

@@ -86,7 +86,8 @@ def projection(channels: int, out: int, stride: int) -> nn.Module:
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut: the identity, or `change` where shapes change."""
 
-    def __init__(self, channels: int, out: int, stride: int, change: Callable[[int, int, int], nn.Module]):
+    def __init__(self, channels: int, out: int, stride: int,
+                 change: Callable[[int, int, int], nn.Module] = projection):
         super().__init__()
         self.conv1 = Conv2d(channels, out, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out)

@@ -29,8 +29,8 @@ class Pruner:
 
     `layers` names the layers in the schedule's order; None takes the last
     batch-normalised convolutions, as many as the schedule has (the paper's
-    last four), or the last layers of whatever kind the network has.  `score`: "ebn", "l2" or
-    "l1" with `structure` "filter", "magnitude" with "weight" (which is taken
+    last four), or the last layers of whatever kind the network has.  `score`: "ebn", "l2",
+    "l1" or "activation" with `structure` "filter", "magnitude" with "weight" (which is taken
     when `structure` is "weight" and the score was left at its default).
     `target`, see `gstlib.pruning.select`; `effect` and `batches`, see
     `gstlib.effects.Effect`.  Random choices and noise are drawn from `seed`.
@@ -55,6 +55,8 @@ class Pruner:
         if structure == "weight" and score == "ebn":
             score = "magnitude"
         check_method(target, score, structure, effect, batches)
+        if score == "activation" and schedule.scratch:
+            raise InputError("score 'activation' is taken in training, and nothing is trained before the first step")
         self.schedule, self.target = schedule, target
         self.generator = torch.Generator().manual_seed(seed)
         self.effect = Effect(effect, batches, self.generator)

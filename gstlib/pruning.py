@@ -49,8 +49,9 @@ class Schedule:
     """Pruning schedule of section A.3: layer l has events after epochs range(start_l, end_l + 1, retrain).
 
     Each of `start`, `end` and `fraction` is a sequence with an entry a layer,
-    or one number for a single layer.  Epochs count from 0; an event after
-    epoch -1 comes before the first step.  Raises
+    or one number for a single layer.  Epochs count from 0.  With `scratch`
+    every layer has a single event before the first step instead, which
+    belongs to epoch -1.  Raises
     `InputError` for a fraction outside 0 … 1, an end before its start, a
     retrain period below 1, or sequences of unequal length.
     """
@@ -59,6 +60,7 @@ class Schedule:
     end: Sequence[int]
     fraction: Sequence[float]
     retrain: int
+    scratch: bool = False
 
     def __post_init__(self):
         for name in ("start", "end", "fraction"):
@@ -70,8 +72,8 @@ class Schedule:
         if self.retrain < 1:
             raise InputError(f"retrain must be at least 1 epoch, not {self.retrain}")
         for start, end, fraction in zip(self.start, self.end, self.fraction):
-            if start < -1:
-                raise InputError(f"start must be an epoch from 0 on, or -1 (before training), not {start}")
+            if start < 0:
+                raise InputError(f"start must be an epoch from 0 on, not {start}")
             if end < start:
                 raise InputError(f"end {end} lies before start {start}")
             if not 0 <= fraction <= 1:
@@ -79,7 +81,7 @@ class Schedule:
 
     def event_epochs(self, layer: int) -> range:
         """Epochs after whose training `layer` (index in the schedule's order) has an event."""
-        return range(self.start[layer], self.end[layer] + 1, self.retrain)
+        return range(-1, 0) if self.scratch else range(self.start[layer], self.end[layer] + 1, self.retrain)
 
     def is_event(self, epoch: int) -> bool:
         """Whether any layer has an event after `epoch`."""

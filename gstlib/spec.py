@@ -124,6 +124,7 @@ class PruningSpec:
     `start`, `end` and `fraction` follow `layers`; `retrain` is the number of
     epochs between events (section A.3 of the paper).  `batches` counts the
     training batches that a temporary effect lasts; 0 is a single blow.
+    `scratch`: one event before the first step, whatever the epochs say.
     """
 
     layers: tuple[str, ...]
@@ -136,6 +137,7 @@ class PruningSpec:
     structure: str = "filter"
     effect: str = "remove"
     batches: int = 0
+    scratch: bool = later(False)
 
     def __post_init__(self):
         object.__setattr__(self, "fraction", tuple(float(share) + 0.0 for share in self.fraction))
@@ -146,7 +148,7 @@ class PruningSpec:
     @functools.cached_property
     def schedule(self) -> Schedule:
         """The `gstlib.pruning.Schedule` of these fields."""
-        return Schedule(self.start, self.end, self.fraction, self.retrain)
+        return Schedule(self.start, self.end, self.fraction, self.retrain, self.scratch)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ BLOCKS = {name: tuple(f"stage{stage}.{block}.conv{number}" for stage in range(1,
 
 def _scratch(layers, fraction, score: str) -> PruningSpec:
     """The units that score least at initialisation, removed before the first step, the whole share at once."""
-    return PruningSpec(layers, (-1,) * len(layers), (-1,) * len(layers), fraction, 1, target="S", score=score)
+    now = (0,) * len(layers)
+    return PruningSpec(layers, now, now, fraction, 1, target="S", score=score, scratch=True)
 
 
 def _resnet18(profile, fraction=(0.25, 0.4, 0.25, 0.95), start=(7, 8, 9, 10), score="activation"):

@@ -13,7 +13,7 @@ from tabulate import tabulate
 from gstlib.errors import InputError
 from gstlib.reading import interval
 from gstlib.reading.interval import Estimate, t_interval
-from gstlib.reading.measures import DECILES, KEYS, SD_OFF
+from gstlib.reading.measures import DECILES, KEYS, SD_OFF, stability_and_accuracy
 from gstlib.reading.study import Study
 
 NONE = "–"
@@ -91,6 +91,14 @@ def pooled(runs: pd.DataFrame) -> tuple[float, float, int]:
     if len(runs) < 3 or x.nunique() < 2 or y.nunique() < 2:
         return np.nan, np.nan, len(runs)
     return *stats.pearsonr(x, y), len(runs)
+
+
+def stability_table(study: Study) -> str:
+    """`measures.stability_and_accuracy` as a Markdown table, periods as this profile has them."""
+    rows = [(row["retrain"], f"{100 * row['rate']:.0f}%", row["runs"],
+             *(number(*(row[name + end] for end in ("", "_low", "_high")), "") for name in ("r", "tau")))
+            for row in stability_and_accuracy(study.runs).to_dict("records")]
+    return markdown(rows, ["epochs between events", "rate", "runs", "Pearson's r", "Kendall's tau"])
 
 
 def accuracy_slopes(study: Study) -> Estimate:

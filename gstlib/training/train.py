@@ -174,6 +174,12 @@ class Run:
         if "bn-histogram" in self.spec.measures:
             self.tables["histogram"] += bn_histogram(self.model, self.replica.loader, epoch)
 
+    def begin(self, test: Callable[..., Measured]) -> None:
+        """What comes before the first step: measures, and what is removed from the untrained network."""
+        self.measure(-1)
+        if self.pruner is not None:
+            self.tables["event"] += self.pruner.epoch(-1, lambda: test().accuracy)
+
     def measure_end(self, unseen: tuple[torch.Tensor, torch.Tensor]) -> None:
         """How good the trained network is: on the images that it never saw, and on those that it was trained on."""
         loader = self.replica.loader
@@ -238,8 +244,8 @@ class _Group:
         epochs = self.runs[0].spec.optimiser.epochs
         ticks = [*(run.pruner.batch for run in self.runs if run.pruner is not None), self._after_step]
         if (self.epoch, self.step) == (0, 0):
-            for run in self.runs:
-                run.measure(-1)
+            for index, run in enumerate(self.runs):
+                run.begin(functools.partial(self.engine.test, index))
         while self.epoch < epochs:
             epoch = self.epoch
             trained = self.engine.train_epoch(epoch, ticks, self.step)

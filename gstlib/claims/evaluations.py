@@ -222,7 +222,8 @@ def rises_and_falls(t: pd.DataFrame) -> Finding:
     def fall(target):
         return mean(t["accuracy"], RISING[target][2:]) - mean(t["accuracy"], EXTREME[target])
 
-    each = [f"{target}: slope {t_interval(slope(RISING[target])):.2f}, fall {t_interval(fall(target)):.2f}" for target in RISING]
+    each = [f"{target}: slope {t_interval(slope(RISING[target])):.2f}, fall {t_interval(fall(target)):.2f}"
+            for target in RISING]
     return decide(part("slope up to r = 100", slope(sum(RISING.values(), ())), "points for a tenfold instability"),
                   part("accuracy at r = 40 to 100 less at 200 and 300", np.mean([fall(target) for target in RISING], axis=0)),
                   note="; ".join(each))

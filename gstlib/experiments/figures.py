@@ -40,6 +40,8 @@ def run_spec(profile: Profile, data: DataSpec, seed: int, model: str, *, pruning
              epochs: int = _EPOCHS, milestones=_MILESTONES, size: str = "", optimiser=None, **fields) -> RunSpec:
     """A run of `model` at the profile's size of that name, or of the name `size`; `optimiser`: what is not as usual."""
     at = profile.of(size or model)
+    if "flatness" in fields.get("measures", ()):
+        fields["flatness"] = profile.flatness
     trained = OptimiserSpec(batch_size=at.batch_size, epochs=rounded(epochs, at.divisor), decay=profile.decay,
                             milestones=tuple(rounded(m, at.divisor) for m in milestones), **(optimiser or {}))
     data = dataclasses.replace(data, train_size=at.train_size, test_size=at.test_size or data.test_size)
@@ -66,7 +68,8 @@ def _duration(batches: int, profile: Profile, model: str, retrain: int) -> int:
 
 
 def vgg11(profile, retrain: int, **fields) -> PruningSpec:
-    return pruning_spec(profile, "vgg11", VGG11_LAST, (3, 4, 5, 6), (150, 150, 150, 275), (0.3, 0.3, 0.3, 0.9), retrain, **fields)
+    return pruning_spec(profile, "vgg11", VGG11_LAST, (3, 4, 5, 6), (150, 150, 150, 275), (0.3, 0.3, 0.3, 0.9), retrain,
+                        **fields)
 
 
 def resnet18(profile, retrain: int, start=(3, 4, 5, 6), end=(150, 150, 170, 275),

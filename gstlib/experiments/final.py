@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from gstlib.experiments.figures import (
     RESNET18_LAST, VGG11_LAST, Experiment, Labelled, each_seed, figure5, pruning_spec, resnet18, vgg11)
-from gstlib.experiments.profiles import Profile
+from gstlib.experiments.profiles import Profile, rounded
 from gstlib.spec import DataSpec, PruningSpec
 
 PERIODS = (4, 20, 40, 60, 100, 200, 300)  # figure 3's r; the last two leave a layer one event or two
@@ -31,8 +31,9 @@ def _scratch(layers, fraction, score: str) -> PruningSpec:
 
 
 def _resnet18(profile, fraction=(0.25, 0.4, 0.25, 0.95), start=(7, 8, 9, 10), score="activation"):
-    return {"none": None, **{f"{target} r={r}": resnet18(profile, r, start=start, fraction=fraction, target=target, score=score)
-                             for target, r in (("S", 4), ("S", 40), ("L", 40))}}
+    return {"none": None, **{
+        f"{target} r={r}": resnet18(profile, r, start=start, fraction=fraction, target=target, score=score)
+        for target, r in (("S", 4), ("S", 40), ("L", 40))}}
 
 
 def _vgg11(profile, score: str) -> dict[str, PruningSpec | None]:
@@ -50,12 +51,13 @@ def _both(profile, data, seeds, vgg: dict, resnet: dict, **fields) -> list[Label
 
 def figure2(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labelled]:
     """Figure 2 of the final version: VGG11 by l2 with filters removed before training ("scratch"), ResNet18 by its
-    activations (C24; C20 reads its flatness).
+    activations (C24).  The flatness of VGG11's, which C20 reads, makes them runs of their own.
 
     Command: `python -m gstlib run final-figure2 --profile paper`; 10 configurations.
     """
     scratch = {"scratch": _scratch(VGG11_LAST, (0.3, 0.3, 0.3, 0.9), "l2")}
-    return _both(profile, data, seeds, _vgg11(profile, "l2") | scratch, _resnet18(profile))
+    return _both(profile, data, seeds, _vgg11(profile, "l2") | scratch, _resnet18(profile), measures=("flatness",),
+                 measured_at=rounded(314, profile.of("vgg11").divisor))
 
 
 def figure3(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labelled]:
@@ -132,7 +134,8 @@ def table_f1(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Lab
     Command: `python -m gstlib run final-tableF1 --profile paper --data cifar100`; 4 configurations of 4,000 epochs.
     """
     def pruned(target: str) -> PruningSpec:
-        return pruning_spec(profile, "resnet18, long", RESNET18_LAST[3:], (2500,), (3500,), (0.7,), 750, target=target, score="l1")
+        return pruning_spec(profile, "resnet18, long", RESNET18_LAST[3:], (2500,), (3500,), (0.7,), 750, target=target,
+                            score="l1")
 
     return each_seed(profile, dataclasses.replace(data, augment=True), seeds, "resnet18", {
         "none": None, "L r=750": pruned("L"), "S r=750": pruned("S"), "scratch": _scratch(RESNET18_LAST[3:], (0.7,), "l1")},

@@ -17,6 +17,7 @@ MAGNITUDE_EPOCH, CONV4_EPOCHS = 35, 55  # Figure 2's magnitudes are those of epo
 SD_OFF = 0.02  # Figure A1: a layer whose values have a standard deviation further from 1 was not normalised
 LAST_LAYERS = 8  # Figure A1
 DECILES = tuple(f"D{k}" for k in range(11))  # Figure 2's targets in order
+SHARPNESS = ("log_curvature", "log_trace", "log_takeuchi", "rise_mean", "rise_worst")  # what C20 reads
 NINTH, FIFTH = 9, 5  # tenths counted from 1: the columns decile_8 and decile_4
 
 
@@ -168,6 +169,26 @@ def normality_by_run(histograms: pd.DataFrame) -> pd.DataFrame:
         rho = 0.0 if after.nunique() < 2 else stats.spearmanr(after.index, after).statistic
         rows.append((*key, ks["before"].mean(skipna=False), after.mean(skipna=False), rho))
     return pd.DataFrame(rows, columns=[*KEYS, "ks_before", "ks_after", "ks_rho"])
+
+
+def flatness(rows: pd.DataFrame, eigenvalues: pd.DataFrame) -> pd.DataFrame:
+    """A row a run whose flatness was measured (C20), from the tables "flatness" and "eigenvalue".
+
+    loss, trace (of the gradient covariance), trace_error, trace_centred, curvature (the sum of the leading
+    eigenvalues), curvature_error, curvature_other; takeuchi, trace over curvature; log10 of these three as
+    log_curvature, log_trace, log_takeuchi (nan where one is not above 0); rise_mean and rise_worst, by how much moves
+    relative to each filter's norm raise the loss (nats).
+    """
+    if rows.empty:
+        return pd.DataFrame(columns=[*KEYS, *SHARPNESS])
+    curvature = eigenvalues.groupby(KEYS)["eigenvalue"].sum().rename("curvature").reset_index()
+    found = rows.merge(curvature, on=KEYS)
+    found["takeuchi"] = found["trace"] / found["curvature"]
+    for name in ("curvature", "trace", "takeuchi"):
+        found[f"log_{name}"] = np.log10(found[name].where(found[name] > 0))
+    for name in ("mean", "worst"):
+        found[f"rise_{name}"] = found[f"relative_{name}"] - found["loss"]
+    return found
 
 
 def pattern(events: pd.DataFrame, reference: str) -> pd.DataFrame:

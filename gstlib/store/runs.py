@@ -34,7 +34,7 @@ from gstlib.errors import InputError, plain
 from gstlib.spec import RunSpec
 
 SCHEMA = 2
-TABLES = ("epoch", "event", "histogram", "final")
+TABLES = ("epoch", "event", "histogram", "final", "flatness", "eigenvalue", "direction")
 # limits on bytes and cells of a file and on characters of a text in its head and in its rows; a run of 325 epochs
 # takes 60 kB and 10,000 cells
 LARGEST, _CELLS, _HEAD, _TEXT = 16 * 2**20, 2**23, 2**16, 200
@@ -47,11 +47,17 @@ _NO_RUN = (pa.ArrowException, ArithmeticError, AttributeError, LookupError, OSEr
 
 _NEEDED = {"epoch": ("epoch", "train_accuracy", "test_accuracy", "parameters"), "final": ("images", "accuracy", "loss"),
            "event": ("epoch", "layer", "units", "removed", "removed_total", "t_pre", "t_post"),
-           "histogram": ("epoch", "layer", "layer_index", "left", "right", "count")}
-# columns with bounds: within 0 … 1; whole and not negative; finite
+           "histogram": ("epoch", "layer", "layer_index", "left", "right", "count"),
+           "flatness": ("epoch", "images", "hessian_images", "loss", "accuracy", "trace", "trace_error", "trace_centred",
+                        "curvature_error", "curvature_other", "curvature_other_error", "relative_mean", "relative_worst"),
+           "eigenvalue": ("number", "eigenvalue"), "direction": ("number", "step", "loss", "accuracy")}
+# columns with bounds: within 0 … 1; whole and not negative; finite; finite and not negative
 _SHARES = {"train_accuracy", "test_accuracy", "test_accuracy_clean", "accuracy", "t_pre", "t_post", "ks"}
-_COUNTS = {"parameters", "units", "removed", "removed_total", "layer_index", "count", "images"}
-_FINITE = {"lr", "train_loss", "test_loss", "loss", "seconds", "left", "right", "sd"}
+_COUNTS = {"parameters", "units", "removed", "removed_total", "layer_index", "count", "images", "hessian_images", "number"}
+_FINITE = {"lr", "train_loss", "test_loss", "loss", "seconds", "left", "right", "sd", "curvature_other", "eigenvalue",
+           "step"}
+_SIZES = {"trace", "trace_error", "trace_centred", "curvature_error", "curvature_other_error", "relative_mean",
+          "relative_worst"}
 
 
 class DamagedRun(InputError):
@@ -311,7 +317,8 @@ def _check(spec: RunSpec, columns: dict[str, np.ndarray]) -> None:
         name = key.partition(".")[2]
         right = ((0 <= values) & (values <= 1) if name in _SHARES else
                  (0 <= values) & (values.dtype.kind == "i") if name in _COUNTS else
-                 np.isfinite(values) if name in _FINITE else values != np.inf)
+                 np.isfinite(values) if name in _FINITE else
+                 (0 <= values) & np.isfinite(values) if name in _SIZES else values != np.inf)
         if key.startswith("epoch.test_"):
             right |= [value != value and not spec.tested_after(epoch) for epoch, value in enumerate(values.tolist())]
         if not right.all():
@@ -331,5 +338,15 @@ def _check(spec: RunSpec, columns: dict[str, np.ndarray]) -> None:
         raise ValueError("its events remove more units than there are")
     if not set(column("histogram.epoch")) <= {-1, *epochs}:
         raise ValueError("its histograms are of epochs that it does not have")
+    how, measured = spec.flatness, "flatness" in spec.measures
+    asked = [(spec.flatness_epoch, how.images, how.hessian_images)] if measured else []
+    if asked != list(zip(*(column(f"flatness.{name}") for name in ("epoch", "images", "hessian_images")))):
+        raise ValueError("its flatness is not measured as its specification says")
+    values = column("eigenvalue.eigenvalue")
+    if column("eigenvalue.number") != [*range(1, how.eigenvalues * measured + 1)] or values != sorted(values, reverse=True):
+        raise ValueError("its eigenvalues are not the leading ones, or not as many as its specification says")
+    ways = [(number, step) for number in range(1, how.directions * measured + 1) for step in how.steps]
+    if ways != list(zip(column("direction.number"), column("direction.step"))):
+        raise ValueError("its curves are not along the eigenvectors that its specification says")
     if (number := len(column("final.accuracy"))) > 1 or spec.semantics > 1 and not number:
         raise ValueError(f"it has {number} final rows, not one")

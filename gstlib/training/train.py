@@ -20,12 +20,12 @@ from gstlib.pruner import Pruner
 from gstlib.spec import RunSpec
 from gstlib.training.checkpoint import Checkpoints
 from gstlib.training.engine import Engine, Measured, Replica
-from gstlib.training.measures import bn_histogram
+from gstlib.training.measures import bn_histogram, check_flatness, measure_flatness
 from gstlib.training.provenance import provenance
 
 
 class Result(NamedTuple):
-    """What a run leaves: rows by table ("epoch", "event", "histogram", "final") and its provenance."""
+    """What a run leaves: rows by table (see `train_group`) and its provenance."""
 
     tables: dict[str, list[dict]]
     provenance: dict
@@ -99,7 +99,8 @@ def train_group(
     event), test_accuracy_clean (noise switched off), parameters (left),
     seconds (of the group's epoch, divided by its runs).  Epochs that
     `spec.tested_after` leaves out have no test columns.  Event rows: see
-    `Pruner.epoch`.  Histogram rows: see `measures.bn_histogram`.  One final row:
+    `Pruner.epoch`.  Histogram rows: see `measures.bn_histogram`; tables
+    "flatness", "eigenvalue", "direction": see `measures.measure_flatness`.  One final row:
     images, accuracy and loss over every image of the set that was not trained
     on; train_accuracy and train_loss over the training images, in evaluation
     mode as well.
@@ -152,6 +153,8 @@ class Run:
         self.pruner = _pruner(spec, model) if spec.pruning is not None else None
         self.replica = Replica(model, spec.optimiser, loader, spec.precision)
         self.tables: dict[str, list[dict]] = {"epoch": [], "event": [], "histogram": [], "final": []}
+        if "flatness" in spec.measures:
+            check_flatness(loader, spec.flatness)
         self.last_tested = float("nan")
 
     def state_dict(self) -> dict:
@@ -191,6 +194,8 @@ class Run:
                              "lower the learning rate or use precision float32")
         row = {"epoch": epoch, "lr": self.replica.learning_rate(epoch),
                "train_loss": trained.loss, "train_accuracy": trained.accuracy}
+        if "flatness" in self.spec.measures and epoch == self.spec.flatness_epoch:
+            self.tables |= measure_flatness(self.model, self.replica.loader, epoch, self.spec.flatness)
         tested: list[Measured] = []
         struck = [layer.name for layer, k in self.pruner.due(epoch) if k] if self.pruner else []
 

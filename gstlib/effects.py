@@ -147,6 +147,13 @@ class Effect:
             tensor.index_copy_(0, places, saved)
         layer.held.index_fill_(0, places, 0)
 
+    @torch.no_grad()
+    def end(self) -> None:
+        """Let everything in force be over."""
+        for disturbance in self.active:
+            self._release(disturbance)
+        self.active = []
+
     def check_known(self, layers: list[MaskedLayer]) -> None:
         """Raise `InputError` when the network is disturbed by an effect whose end nobody knows."""
         for layer in layers:

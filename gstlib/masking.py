@@ -21,10 +21,11 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_leaves
 
 from gstlib import scores
 from gstlib.errors import InputError
-from gstlib.surroundings import Surroundings, Unit, aside
+from gstlib.surroundings import MASKS, Surroundings, Unit, aside
 
 
 def _silence_removed(module: nn.Module, _inputs, output: torch.Tensor) -> torch.Tensor:
@@ -332,8 +333,8 @@ def prove(around: Surroundings, units: Sequence[Unit]) -> None:
         for unit in units:
             for (path, name), labels in unit.points.items():
                 half = torch.arange(1, int(labels.max()) + 1) % 2 == 1
-                own = tensors.setdefault(f"{path}.{name}", torch.zeros(model.get_submodule(path)._buffers[name].shape))
-                own.masked_fill_(chosen(labels, half), 1)
+                own = tensors.get(f"{path}.{name}", torch.zeros(model.get_submodule(path)._buffers[name].shape))
+                tensors[f"{path}.{name}"] = own.masked_fill(chosen(labels, half), 1)
 
         def check(unit, path, number, end, labels):
             count = iter(range(10**9))
@@ -354,3 +355,132 @@ def prove(around: Surroundings, units: Sequence[Unit]) -> None:
             functional_call(model, tensors, inputs)
         for unit, path, end in failed[:1]:
             raise InputError(f"layer {unit.layer!r} cannot be pruned by units: they would not be silent in the {end} of {path!r}")
+
+
+class _Zeros:
+    """Which entries of a network's parameters must be 0 for it to compute without masks what it computes with them.
+
+    Where a norm's scale and shift cannot give the silence (behind a sum, an
+    activation), `joined` also zeroes the other layers that feed the sum, and
+    `readers` the weights by which the next layers read the silent units.
+    """
+
+    def __init__(self, around: Surroundings, units: Sequence[Unit], joined: bool, readers: bool):
+        self.model, self.entries = around.model, {}
+        self.unexpressed: list[str] = []  # layers
+        for path, module in self.model.named_modules():
+            if isinstance(module, _Weighed) and module.removed_weights is not None:
+                self.mark(path, "weight", module.removed_weights > 0)
+        others = [around.unit(name) for name in around.layers if joined and _can(around, name)]
+        for unit in units:
+            removed = self.mask(unit.layer, "removed_units").view(-1)
+            self.rows(unit, removed)
+            for key, labels in unit.points.items():
+                if key[1] != "removed_units" and not self.scaled(*key, chosen(labels, removed)):
+                    self.unexpressed.append(unit.layer)
+                    for other in others:
+                        if key in other.points:
+                            theirs, silent = torch.broadcast_tensors(other.points[key], self.mask(*key))
+                            self.rows(other, torch.isin(torch.arange(1, int(theirs.max()) + 1), theirs[silent]))
+            for path, labels in unit.readers.items() if readers and unit.layer in self.unexpressed else ():
+                module = self.model.get_submodule(path)
+                columns = chosen(labels, removed)
+                axis = 0 if isinstance(module, nn.modules.conv._ConvTransposeNd) else 1
+                self.mark(path, "weight", columns.view([-1 if d == axis else 1 for d in range(module.weight.dim())]))
+
+    def mask(self, path: str, name: str) -> torch.Tensor:
+        return self.model.get_submodule(path)._buffers[name].cpu() > 0
+
+    def mark(self, path: str, name: str, where: torch.Tensor) -> None:
+        parameter = self.model.get_submodule(path)._parameters.get(name)
+        if parameter is not None:
+            key = f"{path}.{name}"
+            self.entries[key] = self.entries.get(key, False) | where.cpu().expand(parameter.shape)
+
+    def rows(self, unit: Unit, removed: torch.Tensor) -> None:
+        """A layer's units, and theirs in the norms behind it."""
+        weight = self.model.get_submodule(unit.layer).weight
+        axis = 1 if isinstance(self.model.get_submodule(unit.layer), nn.modules.conv._ConvTransposeNd) else 0
+        self.mark(unit.layer, "weight", removed.view([-1 if d == axis else 1 for d in range(weight.dim())]))
+        self.mark(unit.layer, "bias", removed)
+        for (path, name), labels in unit.points.items():
+            if name == "silent_units":
+                self.scaled(path, name, chosen(labels, removed))
+
+    def scaled(self, path: str, name: str, silent: torch.Tensor) -> bool:
+        """Zero a module's scale and shift (or its rows) where its output is `silent`; whether it has them."""
+        module = self.model.get_submodule(path)
+        weight = module._parameters.get("weight")
+        if name != "silent_units" or weight is None:
+            return False
+        if silent.numel() == len(weight):  # a norm by channels, a depthwise convolution
+            silent = silent.reshape([-1] + [1] * (weight.dim() - 1))
+        elif silent.dim() > weight.dim() or any(n not in (1, m) for n, m in zip(silent.shape[::-1], weight.shape[::-1])):
+            return False
+        self.mark(path, "weight", silent)
+        bias = module._parameters.get("bias")
+        self.mark(path, "bias", silent if bias is None or bias.dim() == weight.dim() else silent.flatten())
+        return True
+
+
+def _can(around: Surroundings, name: str) -> bool:
+    try:
+        return bool(around.unit(name))
+    except InputError:
+        return False
+
+
+def zeros_for_plain(around: Surroundings) -> dict[str, torch.Tensor]:
+    """Parameter -> which of its entries must be 0 for the network to have the same outputs without its masks.
+
+    Tried on invented numbers before it is believed.  Raises `InputError`
+    where no zeros do it: an identity shortcut carries a silenced channel on
+    into further sums.
+    """
+    model = around.model
+    units = [around.unit(name) for name in around.layers if "removed_units" in model.get_submodule(name)._buffers]
+    for joined, readers in ((False, False), (True, False), (False, True), (True, True)):
+        zeros = _Zeros(around, units, joined, readers)
+        if not units or _same_outputs(around, zeros):
+            break
+    else:
+        names = ", ".join(repr(name) for name in dict.fromkeys(zeros.unexpressed))
+        raise InputError(f"no plain network has the outputs of this one: behind {names} removed channels are silenced in a sum "
+                         "whose shortcut goes on into another; keep the masks (state_dict and copies carry them)")
+    return zeros.entries
+
+
+@torch.no_grad()
+def unmask(model: nn.Module, zeros: dict[str, torch.Tensor]) -> None:
+    """Put `zeros` into the parameters and take every mask off the network."""
+    for name, where in zeros.items():
+        model.get_parameter(name).masked_fill_(where.to(model.get_parameter(name).device), 0)
+    for module in model.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key in [key for key, hook in hooks.items() if hook in _HOOKS.values()]:
+                del hooks[key]
+        if isinstance(module, _Weighed):
+            module.__class__ = type(module).__bases__[1]
+        for name in MASKS:
+            module._buffers.pop(name, None)
+
+
+def _same_outputs(around: Surroundings, zeros: _Zeros) -> bool:
+    model, outputs = around.model, []
+    masks = {name: buffer.cpu() for name, buffer in model.named_buffers()
+             if name.split(".")[-1].startswith(("removed_", "silent_"))}
+    plain = {name: tensor.masked_fill(zeros.entries[name], 0) if name in zeros.entries else tensor
+             for name, tensor in around.tensors.items()}
+    for training in (False, True):
+        for tensors, hooks in ((around.tensors | masks, _HOOKS.values()), (plain, ())):
+            with aside(model, keep=hooks):
+                model.train(training)
+                try:
+                    outputs.append(functional_call(model, {k: v.clone() for k, v in tensors.items()}, around.inputs))
+                except Exception:  # a batch too small for training's statistics
+                    if not training:
+                        raise
+                    outputs.append(())
+    flat = [tree_leaves(output) for output in outputs]
+    return all(torch.allclose(x, y, rtol=1e-4, atol=1e-6) for one, other in (flat[:2], flat[2:]) for x, y in zip(one, other)
+               if isinstance(x, torch.Tensor))

@@ -62,6 +62,7 @@ class Pruner:
         self.schedule, self.target = schedule, target
         self.generator = torch.Generator().manual_seed(seed)
         self.effect = Effect(effect, batches, self.generator)
+        self.model, self._example = model, example
         around = Surroundings(model, example)
         if layers is None:
             layers = _default_layers(around, len(schedule.start), structure, score, effect)
@@ -104,6 +105,8 @@ class Pruner:
         That is what the schedule wants gone by then, less what is: events that were missed are made up for, and an epoch
         that has been told is over.
         """
+        if not self.layers:
+            raise InputError("this Pruner has finished; make another one to go on")
         if n <= self._last:
             return []
         wanted, due = self.schedule.removed([layer.size for layer in self.layers], n), []
@@ -176,6 +179,20 @@ class Pruner:
         self._before, self._last = list(state["before"]), state["last"]
         self.effect.load_state_dict(state["effect"], self.layers)
         self.generator.set_state(state["generator"])
+
+    def finish(self) -> nn.Module:
+        """The plain network: what is removed is 0 in its parameters, and no mask, hook or buffer of ours is left.
+
+        Its state dict loads into a network never pruned, which then has the
+        same outputs.  Effects still in force end.  Raises `InputError`, with
+        nothing changed, where no plain network has these outputs: behind an
+        identity shortcut that goes on into a further sum.
+        """
+        zeros = masking.zeros_for_plain(Surroundings(self.model, self._example))
+        self.effect.end()
+        masking.unmask(self.model, zeros)
+        self.layers = []
+        return self.model
 
     def parameters_removed(self) -> int:
         """How many parameters the masks hold at 0 now."""

@@ -35,6 +35,8 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm
 # read units by a linear map first, in which 0 says nothing, and go on in ways of their own
 _READERS = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear, F.scaled_dot_product_attention, F.bilinear,
             F.multi_head_attention_forward)
+# buffers that masks are, above 0 where something is removed or disturbed (`gstlib.masking`)
+MASKS = ("removed_units", "silent_units", "silent_inputs", "removed_weights", "targeted_units", "held_units", "weight_noise")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = tuple(name for name in vars(torch_module) if name.startswith("_global_") and name.endswith("_hooks"))
 _SIZES = dict.fromkeys((32, 28, 64, 224, 16, 8, *range(1, 65), 96, 128, 192, 256, 299))
@@ -109,13 +111,15 @@ class Unit:
     `batch_norms`: those directly behind its calls.  `points`: module and
     buffer -> the labels of the entries to silence, in a shape that broadcasts
     over the module's output ("silent_units") or first input
-    ("silent_inputs").  `sums`: the sums that it feeds.
+    ("silent_inputs").  `sums`: the sums that it feeds.  `readers`: the layers
+    that read its units -> the labels of their inputs.
     """
 
     layer: str
     batch_norms: tuple[str, ...] = ()
     points: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
     sums: frozenset = frozenset()
+    readers: dict[str, torch.Tensor] = field(default_factory=dict)
     # for the proof: in each traced mode, module calls and what must be 0 in their output or input
     expected: dict[bool, list[tuple[str, int, str, torch.Tensor]]] = field(default_factory=dict)
 
@@ -224,7 +228,8 @@ class Surroundings:
     def tensors(self) -> dict[str, torch.Tensor]:
         """Invented parameters and running statistics on the CPU: 0 there would be chance, and none is."""
         with torch.device("cpu"):
-            return {name: _invented(tensor) for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers())}
+            return {name: torch.zeros(tensor.shape) if name.split(".")[-1] in MASKS else _invented(tensor)
+                    for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers())}
 
     def part(self, path: str) -> dict[str, torch.Tensor]:
         """The invented values of one module's parameters and buffers, by their names in it."""
@@ -239,7 +244,7 @@ class Surroundings:
         meta = {name: tensor.to("meta") for name, tensor in self.tensors.items()}
         holders = [node for node in self.graphs[0].nodes if node.op == "placeholder" and not node.args]
         for device, tensors in (("meta", meta), ("cpu", self.tensors)):
-            for size in _SIZES if device == "meta" else (32, 28, 64, 224):
+            for size in _SIZES:
                 guess = [self._guess(holder, size) for holder in holders]
                 try:
                     functional_call(self.model, tensors, tuple(x.to(device) for x in guess))
@@ -366,7 +371,8 @@ class _Walk:
             labels = compressed(self.labels[source])
             axis = len(getattr(module, "kernel_size", ())) + 1
             if labels.dim() == axis and labels.numel() == labels.shape[0]:
-                return  # read by the next layer
+                self.unit.readers[node.target] = labels.flatten()
+                return
         if graph.is_a(node, _READERS) or not _tensors(values[node]):
             return
         self.node, self.fresh = node, {}

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from gstlib.experiments.figures import (
     RESNET18_LAST, VGG11_LAST, Experiment, Labelled, each_seed, figure5, pruning_spec, resnet18, vgg11)
-from gstlib.experiments.profiles import Profile
+from gstlib.experiments.profiles import Profile, rounded
 from gstlib.spec import DataSpec, PruningSpec
 
 PERIODS = (4, 20, 40, 60, 100, 200, 300)  # figure 3's r; the last two leave a layer one event or two
@@ -50,12 +50,13 @@ def _both(profile, data, seeds, vgg: dict, resnet: dict, **fields) -> list[Label
 
 def figure2(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labelled]:
     """Figure 2 of the final version: VGG11 by l2 with filters removed before training ("scratch"), ResNet18 by its
-    activations (C24; C20 reads its flatness).
+    activations (C24); the flatness of VGG11 after epoch 314 (Figure 6, C20).
 
     Command: `python -m gstlib run final-figure2 --profile paper`; 10 configurations.
     """
     scratch = {"scratch": _scratch(VGG11_LAST, (0.3, 0.3, 0.3, 0.9), "l2")}
-    return _both(profile, data, seeds, _vgg11(profile, "l2") | scratch, _resnet18(profile))
+    return _both(profile, data, seeds, _vgg11(profile, "l2") | scratch, _resnet18(profile), measures=("flatness",),
+                 measured_at=rounded(314, profile.of("vgg11").divisor))
 
 
 def figure3(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labelled]:

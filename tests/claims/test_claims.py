@@ -104,6 +104,10 @@ def made(claim: str, sign: int, n: int = 5) -> list[pd.DataFrame]:
         case "C18":
             return [table(need, n, 0.005, ks_before=by({}, 0.1 - 0.05 * sign), ks_after=by({}, 0.1 + 0.02 * sign),
                           ks_rho=by({}, 0.5 * sign)) for need in needs]
+        case "C20":
+            flat = rising(e.IN_TRAINING, -sign)
+            return tables(0.02, log_instability=rising(e.IN_TRAINING, 1), log_curvature=flat, log_trace=flat,
+                          log_takeuchi=by({}), rise_mean=flat, rise_worst=flat)
         case "C21":
             return tables(0.01, accuracy=by({e.PRUNE_L: 2, e.RESTORED: 2 if sign == 1 else 0.5 * sign + 0.5}))
         case "C22":
@@ -187,7 +191,7 @@ def test_c1_in_general_has_a_point_a_configuration():
 
 
 def test_the_claims_name_experiments_configurations_and_measures_that_exist():
-    assert IDS == ["C1", "C1g", *(f"C{k}" for k in range(2, 20)), *(f"C{k}" for k in range(21, 25))]
+    assert IDS == ["C1", "C1g", *(f"C{k}" for k in range(2, 25))]
     profile = experiments.profile("quarter")
     data = experiments.data_spec(profile, "cifar10", "f" * 64)
     for claim in CLAIMS:

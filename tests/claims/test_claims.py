@@ -165,6 +165,19 @@ def test_the_slope_of_a_claim_is_computed_within_seeds():
     assert one.part.found.value == pytest.approx(np.mean(expected))
 
 
+def test_c20_is_the_turned_slope_of_curvature_and_of_trace_within_each_seed():
+    (seeds,) = made("C20", 1)
+    seeds["log_trace"] = 2 * seeds["log_trace"]
+    found = BY_ID["C20"].evaluate(seeds)
+    curvature, trace = (-np.mean([stats.linregress(seeds["log_instability"].loc[s], seeds[name].loc[s]).slope
+                                  for s in seeds.index]) for name in ("log_curvature", "log_trace"))
+    assert found.part.found.value in (pytest.approx(curvature), pytest.approx(trace)) and trace > 1.9 * curvature
+    assert f"curvature over that at a tenfold instability: {10**curvature:.2f}" in found.note
+    assert f": {10**trace:.2f}" in found.note
+    seeds["log_trace"] = -seeds["log_trace"]
+    assert BY_ID["C20"].evaluate(seeds).verdict == CONTRADICTED, "flat by one measure and sharp by the other is not flat"
+
+
 def test_c5_and_c6_are_told_without_d10_and_with_the_accuracy_beside():
     (seeds,) = made("C5", 1)
     for kind in ("weight", "filter"):

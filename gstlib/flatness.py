@@ -13,9 +13,11 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator, eigsh
-from torch import func, nn
+from torch import Tensor, func, nn
 
-Parameters = dict[str, torch.Tensor]
+from gstlib.errors import InputError
+
+Parameters = dict[str, Tensor]
 
 
 @contextmanager
@@ -30,11 +32,11 @@ def _evaluating(model: nn.Module) -> Iterator[Parameters]:
             module.training = training
 
 
-def _losses(model: nn.Module, parameters: Parameters, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def _losses(model: nn.Module, parameters: Parameters, x: Tensor, y: Tensor) -> Tensor:
     return nn.functional.cross_entropy(func.functional_call(model, parameters, (x,)), y, reduction="none")
 
 
-def _flat(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 
@@ -43,11 +45,11 @@ def _shaped(vector: np.ndarray, like: Parameters) -> Parameters:
     return {name: part.view_as(p) for (name, p), part in zip(like.items(), parts)}
 
 
-def gradients(model: nn.Module, x: torch.Tensor, y: torch.Tensor, chunk: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+def gradients(model: nn.Module, x: Tensor, y: Tensor, chunk: int = 8) -> tuple[Tensor, Tensor]:
     """Squared norm of each image's own loss gradient (n,), and the mean gradient (parameters,).
 
-    The mean of the former is the trace of the gradient covariance (uncentred); less the squared norm of the latter it
-    is the centred one.  `chunk` gradients lie in memory at a time.
+    The mean of the former is the trace of the gradient covariance (uncentred), less the squared norm of the latter the
+    centred one.  `chunk` gradients lie in memory at a time.
     """
     with _evaluating(model) as parameters:
         one = func.grad(lambda p, image, label: _losses(model, p, image[None], label[None])[0])
@@ -59,15 +61,15 @@ def gradients(model: nn.Module, x: torch.Tensor, y: torch.Tensor, chunk: int = 8
         return torch.cat(norms), total / len(y)
 
 
-def hessian(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> LinearOperator:
+def hessian(model: nn.Module, x: Tensor, y: Tensor) -> LinearOperator:
     """The Hessian of the mean loss as an operator on NumPy vectors (parameters,); no matrix is formed.
 
     The gradient is computed once and its graph kept, so that a product is a single backward pass through that.
     """
     with _evaluating(model) as parameters, torch.enable_grad():
         leaves = [p.requires_grad_() for p in parameters.values()]
-        gradient = _flat(torch.autograd.grad(_losses(model, parameters, x, y).mean(), leaves, create_graph=True,
-                                             materialize_grads=True))
+        loss = _losses(model, parameters, x, y).mean()
+        gradient = _flat(torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True))
     precision = torch.empty(0, dtype=gradient.dtype).numpy().dtype
 
     def product(vector: np.ndarray) -> np.ndarray:
@@ -81,31 +83,31 @@ def leading(operator: LinearOperator, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The `k` algebraically largest eigenvalues (k,) of a symmetric operator, falling, and eigenvectors (k, size).
 
     Lanczos's method starts from the image of a fixed random vector, so that an entry whose row is 0 is exactly 0 throughout.
+    Raises `InputError` where the operator is zero or not finite.
     """
     start = operator.matvec(np.random.default_rng(0).standard_normal(operator.shape[0]).astype(operator.dtype))
-    # the residual's bound over the eigenvalue, whose own error goes with the square
-    values, vectors = eigsh(operator, k, which="LA", v0=start, tol=1e-2)
+    if not 0 < np.abs(start).max() < np.inf:  # not a number either
+        raise InputError("the loss has no finite curvature here: the network's outputs are saturated or not finite")
+    values, vectors = eigsh(operator, k, which="LA", v0=start, tol=1e-2)  # of residuals; values are off by the square
     return values[::-1].copy(), vectors.T[::-1].copy()
 
 
-def curvatures(model: nn.Module, x: torch.Tensor, y: torch.Tensor, vectors: np.ndarray) -> torch.Tensor:
+def curvatures(model: nn.Module, x: Tensor, y: Tensor, vectors: np.ndarray) -> Tensor:
     """Each image's own curvature (n,): the second derivatives of its loss along `vectors` (k, parameters), summed.
 
-    Over the images that the eigenvectors come from, their mean is the sum of the eigenvalues, and their standard error
-    that of the sum over the choice of images (to first order an eigenvalue moves as the second derivative along its
-    eigenvector).  Over other images their mean is what those say of the same directions.
+    Over the images of the eigenvectors their mean is the sum of the eigenvalues, and their standard error that of the
+    sum over the choice of images, since to first order an eigenvalue moves as the second derivative along its vector.
     """
-    def first(p: Parameters, v: Parameters) -> torch.Tensor:
+    def first(p: Parameters, v: Parameters) -> Tensor:
         return func.jvp(lambda p: _losses(model, p, x, y), (p,), (v,))[1]
 
     with _evaluating(model) as parameters:
-        ways = (_shaped(vector, parameters) for vector in vectors)
-        return sum(func.jvp(lambda p: first(p, v), (parameters,), (v,))[1] for v in ways)
+        return sum(func.jvp(lambda p: first(p, v), (parameters,), (v,))[1]
+                   for v in (_shaped(vector, parameters) for vector in vectors))
 
 
 @torch.no_grad()
-def along(model: nn.Module, x: torch.Tensor, y: torch.Tensor, vector: np.ndarray, steps: Iterable[float]
-          ) -> list[tuple[float, float]]:
+def along(model: nn.Module, x: Tensor, y: Tensor, vector: np.ndarray, steps: Iterable[float]) -> list[tuple[float, float]]:
     """Mean loss (nats) and accuracy (0 … 1) after all parameters moved by each of `steps` along `vector`."""
     with _evaluating(model) as parameters:
         way, found = _shaped(vector, parameters), []
@@ -116,7 +118,7 @@ def along(model: nn.Module, x: torch.Tensor, y: torch.Tensor, vector: np.ndarray
 
 
 @torch.no_grad()
-def relative(model: nn.Module, x: torch.Tensor, y: torch.Tensor, size: float, draws: int) -> list[float]:
+def relative(model: nn.Module, x: Tensor, y: Tensor, size: float, draws: int) -> list[float]:
     """Mean loss after each of `draws` random moves, every filter (or row) by `size` times its own norm.
 
     Scaling a layer up where what follows scales it down again leaves these as they are, but not the Hessian.  Moves are

@@ -34,7 +34,7 @@ PAGES = {
     "figure3": "chapters/figure3", "figure4": "chapters/figure4", "figure5": "chapters/figure5",
     "figureA1": "chapters/ebn", "figureA2": "chapters/figure1-run", "bench": "chapters/engine",
     "final-figure2": "chapters/final", "final-figure3": "chapters/final", "final-figure4": "chapters/final",
-    "final-figure5": "chapters/permanence",
+    "final-figure5": "chapters/permanence", "C20": "chapters/flatness",
 }
 
 
@@ -136,7 +136,7 @@ def claims_html(table: pd.DataFrame) -> str:
     lines = ['<table class="table claims">', "<thead><tr>", *(f"<th>{name}</th>" for name in headings),
              "</tr></thead>", "<tbody>"]
     for row in table.to_dict("records"):
-        link = f'<a href="{PAGES[row["figure"]]}.html"><strong>{row["id"]}</strong></a>'
+        link = f'<a href="{PAGES.get(row["id"], PAGES[row["figure"]])}.html"><strong>{row["id"]}</strong></a>'
         small = number(row, "small_")
         cells = (f'{link} {escape(row["statement"])}', escape(row["published"]),
                  NONE if row["verdict"] == NOT_RUN else escape(number(row)),

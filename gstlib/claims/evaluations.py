@@ -32,6 +32,7 @@ TENTHS = {kind: tuple(f"{target} {kind}" for target in DECILES) for kind in ("we
 FIGURE3 = {kind: tuple(f"L {rate} {kind}" for rate in ("r=4", "r=40", "one-shot")) for kind in ("filter", "weight")}
 PRUNE_L = "L l2 weights"  # Figure 5's
 # of the final version; its rates by how far they go: the last two leave a layer one event or two
+IN_TRAINING = ("S r=4", "S r=40", "R r=40", "L r=40")  # the final version's Figure 2, VGG11
 RISING = {target: tuple(f"{target} r={r}" for r in PERIODS) for target in "SRL"}
 EXTREME = {target: tuple(f"{target} r={r}" for r in (200, 300)) for target in "SRL"}
 BY_SGD = {name: (f"{name} S r=30", f"{name} S r=60") for name in ("ResNet18", "ResNet20", "ResNet56")}
@@ -206,6 +207,16 @@ def normality(t: pd.DataFrame) -> Finding:
     return decide(part("distance after less before", after - before, "KS distance"),
                   part(f"{NEAR_NORMAL} less the distance before", NEAR_NORMAL - before, "KS distance"),
                   part("rise toward the output, after", rho, "Spearman's rho"))
+
+
+def flatter(t: pd.DataFrame) -> Finding:
+    logs = t["log_instability"]
+    rises = (f"{name} {t_interval(slopes(logs, t[f'rise_{name}'])):.2f}" for name in ("mean", "worst"))
+    takeuchi = number(*t_interval(slopes(logs, t["log_takeuchi"]))[:3], RATIO)
+    return decide(*(part(f"{name} over that at a tenfold instability", -slopes(logs, t[column]), RATIO)
+                    for name, column in (("curvature", "log_curvature"), ("trace of the gradient covariance", "log_trace"))),
+                  note="at a tenfold instability the rise of the loss under moves relative to each filter's norm changes by, "
+                       f"nats: {', '.join(rises)}; trace over curvature {takeuchi}")
 
 
 def needs_no_removal(t: pd.DataFrame) -> Finding:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from gstlib.claims import evaluations as e
 from gstlib.claims.rules import Finding
+from gstlib.reading.measures import SHARPNESS
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,13 @@ CLAIMS = (
     Claim("C19", "Computing E[BN] costs next to nothing.", "section 3.1.1", "bench",
           "time of one scoring pass of all pruned layers over that of one training step, median and range over the "
           "networks", "below one training step in every network; contradicted when above in every one", e.cheap),
-    # of the final version: C21 in its abstract's words, C22 to C24 in ours, for what its scripts compare and draw
+    # of the final version: C20 and C21 in its abstract's words, C22 to C24 in ours, for what its scripts compare and draw
+    Claim("C20", "The less stable the pruning, the flatter the minimum that training ends in.", "final version, abstract and "
+          "Figure 6", "final-figure2",
+          "slope, its sign turned, of log10 of curvature (sum of the leading Hessian eigenvalues) and of log10 of the trace "
+          "of the gradient covariance on log10 of mean instability over VGG11's four configurations pruned in training, shown "
+          "as a ratio for a tenfold instability; measures relative to the filters' norms in the note", _BOTH, e.flatter,
+          {"final-figure2": dict.fromkeys(("log_instability", *SHARPNESS), e.IN_TRAINING)}),
     Claim("C21", "The benefit of pruning does not need anything to be removed for good.", "final version, abstract and "
           "Figure D2", "final-figure5",
           "final accuracy of the filters held at zero longest and then restored: less prune L, against prune L less no "

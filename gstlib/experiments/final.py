@@ -51,7 +51,7 @@ def _both(profile, data, seeds, vgg: dict, resnet: dict, **fields) -> list[Label
 
 def figure2(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labelled]:
     """Figure 2 of the final version: VGG11 by l2 with filters removed before training ("scratch"), ResNet18 by its
-    activations (C24).  The flatness of VGG11's, which C20 reads, makes them runs of their own.
+    activations (C24).  VGG11's flatness after epoch 314 (Figure 6, C20) makes them runs of their own.
 
     Command: `python -m gstlib run final-figure2 --profile paper`; 10 configurations.
     """

@@ -14,7 +14,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from scipy import stats
 
 from gstlib.reading import measures
@@ -287,6 +287,49 @@ def _unpruned(ax: Axes, values: pd.Series) -> None:
     ax.axhline(found.value, color=_BLACK, linestyle=":", linewidth=1.4, label="no pruning", zorder=1)
     if found.n >= _FEWEST:
         ax.axhspan(found.low, found.high, color=_BLACK, alpha=0.08, linewidth=0, zorder=0)
+
+
+def sharpness_by_instability(study: Study, rows: pd.DataFrame, column: str, name: str) -> Figure:
+    """Figure 6 of the final version: a measure of sharpness against mean instability, a dot a run, means with intervals.
+
+    `rows` as `measures.flatness` gives them, merged with the runs; where they have its logarithm, scale and means are
+    logarithmic.  What no event struck in training (no pruning, or pruning before it) is a dotted line.
+    """
+    ax = _axes("mean instability (points of test accuracy)", name, shares=False)
+    logs = f"log_{column}" if f"log_{column}" in rows else column
+    ax.set(xscale="log", yscale="log" if logs != column else "linear")
+    for axis, form in ((ax.xaxis, _PER_CENT), (ax.yaxis, "{x:g}")):
+        if axis.get_scale() == "log":
+            axis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(), major_formatter=form)
+    unit = (lambda value: 10**value) if logs != column else (lambda value: value)
+    for label in drawn(study, rows["label"].unique()):
+        runs, colour, pruning = rows[rows["label"] == label], method_colour(study.printed[label]), study.spec(label).pruning
+        y = t_interval(runs[logs].dropna())
+        if pruning is None or pruning.scratch:
+            ax.axhline(unit(y.value), color=colour, linestyle=":", linewidth=1.4, label=legend_name(study, label), zorder=1)
+            if y.n >= _FEWEST:
+                ax.axhspan(unit(y.low), unit(y.high), color=colour, alpha=0.08, linewidth=0, zorder=0)
+            continue
+        x = t_interval(runs["log_instability"])
+        ax.scatter(10 ** runs["log_instability"], runs[column], s=18, color=colour, alpha=0.55, linewidths=0)
+        bars = [None if found.n < _FEWEST else [[each(found.value) - each(found.low)], [each(found.high) - each(found.value)]]
+                for found, each in ((x, lambda value: 10**value), (y, unit))]
+        ax.errorbar(10**x.value, unit(y.value), xerr=bars[0], yerr=bars[1], color=colour, marker="D", markersize=6, capsize=2,
+                    linewidth=1.2, zorder=3, label=legend_name(study, label))
+    return _with_legend(ax)
+
+
+def along_eigenvectors(study: Study, column: str) -> Figure:
+    """Figures E of the final version: "loss" or "accuracy" after moves along the leading Hessian eigenvectors, mean over them.
+
+    Pointwise 95% intervals over seeds.
+    """
+    loss = column == "loss"
+    ax = _axes("distance along the eigenvector", "test loss (nats)" if loss else "test accuracy", shares=not loss)
+    for label in drawn(study, study.directions["label"].unique()):
+        _line(ax, study.directions[study.directions["label"] == label], "step", column, method_colour(study.printed[label]),
+              legend_name(study, label), linewidth=1.4)
+    return _with_legend(ax)
 
 
 # small magnitudes dark, large ones bright

@@ -151,6 +151,41 @@ def refused(layers: pd.DataFrame) -> str:
         f"deviation that is off 1 by more than {SD_OFF:.0%} and so were not normalised.")
 
 
+def flatness_table(rows: pd.DataFrame, labels: Iterable[str]) -> str:
+    """How flat the minima of each configuration are, means with 95% intervals, as a Markdown table.
+
+    `rows` as `measures.flatness` gives them; beneath it how sure the numbers of one run are over the choice of images.
+    """
+    columns = {"curvature": ".0f", "trace": ".0f", "trace_centred": ".0f", "takeuchi": ".1f", "rise_mean": ".3f",
+               "rise_worst": ".3f", "loss": ".2f"}
+    table = [[label, len(part), *(number(*t_interval(part[name])[:3], "", form=form) for name, form in columns.items())]
+             for label in labels if len(part := rows[rows["label"] == label])]
+    sure = {name: 100 * (rows[f"{name}_error"] / rows[name]).median() for name in ("trace", "curvature")}
+    other = 100 * (rows["curvature_other"] / rows["curvature"]).median()
+    return (markdown(table, ["method", "runs", "curvature", "trace", "centred trace", "trace / curvature", "mean rise",
+                             "worst rise", "test loss"])
+            + f"\n\nOver the choice of images the standard error of one run's trace is {sure['trace']:.0f}% of it, that of its "
+              f"curvature {sure['curvature']:.0f}% (medians). On as many other images the loss curves {other:.0f}% as much along "
+              "the same eigenvectors, which were the steepest on the first.")
+
+
+def flatness_correlations(rows: pd.DataFrame) -> str:
+    """As in the final version's Figure 6: Pearson's r and Kendall's tau of curvature and trace with stability and best
+    accuracy over all runs that have both, as a Markdown table; a description, for runs are no independent points.
+
+    `rows` as `measures.flatness` gives them, merged with the runs.
+    """
+    table = []
+    for measure in ("curvature", "trace"):
+        for name, column, sign in (("stability", "mean_relative_instability", -1), ("best accuracy", "best_accuracy", 1)):
+            both = rows[[measure, column]].dropna()
+            if len(both) > 2 and both[measure].nunique() > 1 and both[column].nunique() > 1:
+                x, y = both[measure], sign * both[column]
+                table.append([measure, name, len(both), f"{stats.pearsonr(x, y).statistic:.2f}",
+                              f"{stats.kendalltau(x, y).statistic:.2f}"])
+    return markdown(table, ["sharpness", "against", "runs", "Pearson's r", "Kendall's tau"])
+
+
 def caption(study: Study, confidence: float = 0.95) -> str:
     """What a figure rests on, from the runs' own provenance: data, profile, runs, interval, device, date.
 

@@ -118,10 +118,12 @@ def measure_flatness(model: nn.Module, loader: Loader, epoch: int, how: Flatness
 @contextmanager
 def _exactly(device: torch.device):
     """Products in float32, without TF32; on a CPU SciPy too has one thread, as training has."""
-    precision = torch.get_float32_matmul_precision()
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     try:
-        with torch.backends.cudnn.flags(allow_tf32=False), threadpool_limits(1 if device.type == "cpu" else None):
+        with threadpool_limits(1 if device.type == "cpu" else None):
             yield
     finally:
-        torch.set_float32_matmul_precision(precision)
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]

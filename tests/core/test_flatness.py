@@ -1,4 +1,5 @@
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import torch
 from torch import nn
 
 from gstlib import Pruner, Schedule, flatness, models
+from gstlib.errors import InputError
 
 
 def network(dtype=torch.float64, norm=True):
@@ -183,6 +185,21 @@ def test_what_is_removed_does_not_move_and_does_not_count(structure, score):
     again = measured()
     assert again[2] == norms and again[4] == losses
     np.testing.assert_array_equal(again[0], values)
+
+
+def test_a_hessian_of_low_rank_has_no_other_eigenvalues_than_zero():
+    model, x = nn.Linear(4, 2).double(), torch.randn(1, 4).double()
+    values, vectors = flatness.leading(flatness.hessian(model, x, torch.tensor([1])), 3)
+    assert values[0] > 0.1 and values[1:] == pytest.approx([0, 0], abs=1e-9) and np.isfinite(vectors).all()
+
+
+@pytest.mark.parametrize("scale", [math.nan, 1e30])
+def test_a_loss_without_curvature_is_refused(scale):
+    model, x = nn.Linear(4, 2), torch.ones(3, 4)
+    with torch.no_grad():
+        model.weight.copy_(scale * torch.tensor([[1.0] * 4, [-1.0] * 4]))
+    with pytest.raises(InputError, match="no finite curvature"):
+        flatness.leading(flatness.hessian(model, x, torch.zeros(3).long()), 1)
 
 
 def test_small_maps_on_a_cpu_have_a_second_derivative():

@@ -1,9 +1,10 @@
 import pytest
 
-from gstlib import experiments, masking, models
+from gstlib import experiments, models
 from gstlib.errors import InputError
 from gstlib.experiments import CAMPAIGN, EXPERIMENTS, PROFILES, parse_seeds, scaled_schedule
 from gstlib.spec import DataSpec, RunSpec
+from gstlib.surroundings import Surroundings
 from gstlib.training import train
 
 CONFIGURATIONS = {
@@ -81,7 +82,7 @@ def test_the_final_version_s_residual_networks_are_trained_by_sgd(figure):
 def test_every_block_convolution_is_pruned_under_sgd():
     wanted = {"resnet18": 16, "resnet20": 18, "resnet56": 54}
     for spec in runs("final-figure4", "paper").values():
-        layers = [name for name, unit in masking.trace(models.build(spec.model.name)).items()
+        layers = [name for name in Surroundings(models.build(spec.model.name)).layers
                   if name.startswith("stage") and "shortcut" not in name]
         assert list(spec.pruning.layers) == layers and len(layers) == wanted[spec.model.name]
         assert [len(e) for e in events(spec)] == [3 if spec.pruning.retrain == 30 else 2] * len(layers)

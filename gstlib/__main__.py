@@ -25,7 +25,7 @@ def _runs(args) -> list[tuple[str, experiments.Labelled]]:
 
 
 def _figures(args) -> list[str]:
-    return list(experiments.EXPERIMENTS) if args.figures in ([], ["all"]) else args.figures
+    return experiments.every(args.profile, args.data) if args.figures in ([], ["all"]) else args.figures
 
 
 def _print(frame: pd.DataFrame, as_json: bool) -> None:

@@ -44,6 +44,8 @@ def values(study: Study, column: str) -> pd.DataFrame:
         return measures.pattern(study.events, PRUNE_L)
     if column in ("ninth_over_fifth", "exponential_fit"):
         return measures.decile_shapes(study.events, study.epochs)
+    if column in measures.SHARPNESS:
+        return measures.flatness(study.flatness, study.eigenvalues)
     if column.startswith("ks_"):
         return measures.normality_by_run(study.histograms)
     return study.runs[KEYS].assign(**{column: 100 * study.runs[_SHARES[column]] if column in _SHARES

@@ -19,6 +19,7 @@ import gzip
 import hashlib
 import lzma
 import os
+import sys
 import tarfile
 import tempfile
 import zipfile

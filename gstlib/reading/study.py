@@ -24,9 +24,9 @@ from gstlib.store import Store
 class Study:
     """What the store holds of one experiment at one profile.
 
-    `epochs`, `events` and `histograms` are the stored rows, `runs` one row a run (`measures.summary`), `provenance`
-    one too; all carry label, seed, run and what the configuration is: `about_spec`.  `missing` lists the runs that
-    were asked for and are not there, `command` makes them.
+    `epochs`, `events`, `histograms`, `flatness`, `eigenvalues` and `directions` are the stored rows, `runs` one row a
+    run (`measures.summary`), `provenance` one too; all carry label, seed, run and what the configuration is:
+    `about_spec`.  `missing` lists the runs that were asked for and are not there, `command` makes them.
     """
 
     experiment: experiments.Experiment
@@ -36,6 +36,9 @@ class Study:
     epochs: pd.DataFrame
     events: pd.DataFrame
     histograms: pd.DataFrame
+    flatness: pd.DataFrame
+    eigenvalues: pd.DataFrame
+    directions: pd.DataFrame
     runs: pd.DataFrame
     provenance: pd.DataFrame
     command: str = ""
@@ -64,7 +67,8 @@ class Study:
                 return [run for run in of if run.label in labels and seed in (None, run.spec.seed)]
             return of if of.empty else of[of["label"].isin(labels) & (seed is None or of["seed"] == seed)]
 
-        names = ("wanted", "missing", "epochs", "events", "histograms", "runs", "provenance")
+        names = ("wanted", "missing", "epochs", "events", "histograms", "flatness", "eigenvalues",
+                 "directions", "runs", "provenance")
         return dataclasses.replace(self, **{name: chosen(getattr(self, name)) for name in names})
 
 
@@ -154,7 +158,8 @@ def study(store: Store, figure: str, profile: str = "smoke", data: str | None = 
 
     runs = pd.DataFrame([measures.summary(rows.tables, run.spec.data.test_size) for run, rows in found])
     return Study(what, size, wanted, [run for run in wanted if run.spec.id not in held],
-                 together("epoch"), together("event"), together("histogram"), pd.concat([columns, runs], axis=1),
+                 *map(together, ("epoch", "event", "histogram", "flatness", "eigenvalue", "direction")),
+                 pd.concat([columns, runs], axis=1),
                  pd.DataFrame([rows.provenance for _, rows in found]).assign(**keys),
                  command(figure, profile, data or source.name, store.path,
                          seeds if seeds is not None or number == size.seeds else number))

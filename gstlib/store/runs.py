@@ -34,7 +34,7 @@ from gstlib.errors import InputError, plain, say
 from gstlib.spec import SEMANTICS, RunSpec
 
 SCHEMA = 2
-TABLES = ("epoch", "event", "histogram", "final")
+TABLES = ("epoch", "event", "histogram", "final", "flatness", "eigenvalue", "direction")
 # limits on bytes and cells of a file, on bytes of its head and on characters of a text in its rows; a run of 325 epochs
 # takes 60 kB and 10,000 cells, 10 kB of them its head
 LARGEST, _CELLS, _HEAD, _TEXT = 16 * 2**20, 2**20, 2**16, 200
@@ -47,12 +47,16 @@ _NO_RUN = (pa.ArrowException, ArithmeticError, AttributeError, LookupError, OSEr
 
 _NEEDED = {"epoch": ("epoch", "train_accuracy", "test_accuracy", "parameters"), "final": ("images", "accuracy", "loss"),
            "event": ("epoch", "layer", "units", "removed", "removed_total", "t_pre", "t_post"),
-           "histogram": ("epoch", "layer", "layer_index", "left", "right", "count")}
+           "histogram": ("epoch", "layer", "layer_index", "left", "right", "count"),
+           "flatness": ("epoch", "images", "hessian_images", "loss", "accuracy", "trace", "trace_error", "trace_centred",
+                        "curvature_error", "curvature_other", "curvature_other_error", "relative_mean", "relative_worst"),
+           "eigenvalue": ("number", "eigenvalue"), "direction": ("number", "step", "loss", "accuracy")}
 # columns with bounds: within 0 … 1; whole and not negative; finite and not negative; finite
 _SHARES = {"train_accuracy", "test_accuracy", "test_accuracy_clean", "accuracy", "t_pre", "t_post", "ks"}
-_COUNTS = {"parameters", "units", "removed", "removed_total", "layer_index", "count", "images"}
-_SIZES = {"lr", "train_loss", "test_loss", "loss", "seconds", "sd"}
-_FINITE = {"left", "right"}
+_COUNTS = {"parameters", "units", "removed", "removed_total", "layer_index", "count", "images", "hessian_images", "number"}
+_SIZES = {"lr", "train_loss", "test_loss", "loss", "seconds", "sd", "trace", "trace_error", "trace_centred",
+          "curvature_error", "curvature_other_error", "relative_mean", "relative_worst"}
+_FINITE = {"left", "right", "curvature_other", "eigenvalue", "step"}
 
 
 class DamagedRun(InputError):
@@ -401,5 +405,17 @@ def _check(spec: RunSpec, columns: dict[str, np.ndarray]) -> None:
         raise ValueError("its events remove more units than there are")
     if not set(column("histogram.epoch")) <= {-1, *epochs}:
         raise ValueError("its histograms are of epochs that it does not have")
+    how, measured = spec.flatness, "flatness" in spec.measures
+    asked = [(spec.flatness_epoch, how.images, how.hessian_images)] if measured else []
+    if asked != list(zip(*(column(f"flatness.{name}") for name in ("epoch", "images", "hessian_images")))):
+        raise ValueError("its flatness is not measured as its specification says")
+    values, numbers = column("eigenvalue.eigenvalue"), column("eigenvalue.number")
+    if (len(numbers) != how.eigenvalues * measured or numbers != [*range(1, len(numbers) + 1)]
+            or values != sorted(values, reverse=True)):
+        raise ValueError("its eigenvalues are not the leading ones, or not as many as its specification says")
+    ways = list(zip(column("direction.number"), column("direction.step")))
+    if len(ways) != how.directions * measured * len(how.steps) or ways != [
+            (number, step) for number in range(1, how.directions * measured + 1) for step in how.steps]:
+        raise ValueError("its curves are not along the eigenvectors that its specification says")
     if (number := len(column("final.accuracy"))) != 1:
         raise ValueError(f"it has {number} final rows, not one")

@@ -20,12 +20,12 @@ from gstlib.pruner import Pruner
 from gstlib.spec import RunSpec
 from gstlib.training.checkpoint import Checkpoints
 from gstlib.training.engine import Engine, Measured, Replica
-from gstlib.training.measures import bn_histogram
+from gstlib.training.measures import bn_histogram, check_flatness, measure_flatness
 from gstlib.training.provenance import provenance
 
 
 class Result(NamedTuple):
-    """What a run leaves: rows by table ("epoch", "event", "histogram", "final") and its provenance."""
+    """What a run leaves: rows by table (see `train_group`) and its provenance."""
 
     tables: dict[str, list[dict]]
     provenance: dict
@@ -99,7 +99,8 @@ def train_group(
     event), test_accuracy_clean (noise switched off), parameters (left),
     seconds (of the group's epoch, divided by its runs).  Epochs that
     `spec.tested_after` leaves out have no test columns.  Event rows: see
-    `Pruner.epoch`.  Histogram rows: see `measures.bn_histogram`.  One final row:
+    `Pruner.epoch`.  Histogram rows: see `measures.bn_histogram`; tables
+    "flatness", "eigenvalue", "direction": see `measures.measure_flatness`.  One final row:
     images, accuracy and loss over every image of the set that was not trained
     on; train_accuracy and train_loss over the training images, in evaluation
     mode as well.
@@ -152,6 +153,8 @@ class Run:
         self.pruner = _pruner(spec, model) if spec.pruning is not None else None
         self.replica = Replica(model, spec.optimiser, loader, spec.precision)
         self.tables: dict[str, list[dict]] = {"epoch": [], "event": [], "histogram": [], "final": []}
+        if "flatness" in spec.measures:
+            check_flatness(loader, spec.flatness)
         self.last_tested = float("nan")
 
     def state_dict(self) -> dict:
@@ -171,6 +174,12 @@ class Run:
         if "bn-histogram" in self.spec.measures:
             self.tables["histogram"] += bn_histogram(self.model, self.replica.loader, epoch)
 
+    def begin(self, test: Callable[..., Measured]) -> None:
+        """What comes before the first step: measures, and what is removed from the untrained network."""
+        self.measure(-1)
+        if self.pruner is not None:
+            self.tables["event"] += self.pruner.epoch(-1, lambda: test().accuracy)
+
     def measure_end(self, unseen: tuple[torch.Tensor, torch.Tensor]) -> None:
         """How good the trained network is: on the images that it never saw, and on those that it was trained on."""
         loader = self.replica.loader
@@ -185,6 +194,8 @@ class Run:
                              "lower the learning rate or use precision float32")
         row = {"epoch": epoch, "lr": self.replica.learning_rate(epoch),
                "train_loss": trained.loss, "train_accuracy": trained.accuracy}
+        if "flatness" in self.spec.measures and epoch == self.spec.flatness_epoch:
+            self.tables |= measure_flatness(self.model, self.replica.loader, epoch, self.spec.flatness)
         tested: list[Measured] = []
         struck = [layer.name for layer, k in self.pruner.due(epoch) if k] if self.pruner else []
 
@@ -233,8 +244,8 @@ class _Group:
         epochs = self.runs[0].spec.optimiser.epochs
         ticks = [*(run.pruner.batch for run in self.runs if run.pruner is not None), self._after_step]
         if (self.epoch, self.step) == (0, 0):
-            for run in self.runs:
-                run.measure(-1)
+            for index, run in enumerate(self.runs):
+                run.begin(functools.partial(self.engine.test, index))
         while self.epoch < epochs:
             epoch = self.epoch
             trained = self.engine.train_epoch(epoch, ticks, self.step)

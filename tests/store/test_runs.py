@@ -23,7 +23,7 @@ from gstlib import experiments, files
 from gstlib.errors import InputError
 from gstlib.reading import study as reading
 from gstlib.reading import text
-from gstlib.spec import DataSpec, ModelSpec, OptimiserSpec, PruningSpec, RunSpec
+from gstlib.spec import DataSpec, FlatnessSpec, ModelSpec, OptimiserSpec, PruningSpec, RunSpec
 from gstlib.store import DamagedRun, NewerSchema, Store, export, import_, runs
 
 PROVENANCE = {"profile": "smoke", "commit": "abc", "device": "a CPU", "versions": {"torch": "2"},
@@ -82,11 +82,11 @@ def test_columns_and_tables_that_the_store_does_not_know_just_work(tmp_path):
     for row in rows["event"]:
         row |= {"score": math.nan, "why": "because", "negative_scales": 2}
     rows["event"][0]["score"] = float(-np.float64("nan"))  # another nan is a nan
-    rows["flatness"] = [{"epoch": 3, "eigenvalue": -0.5}]
+    rows["overlap"] = [{"epoch": 3, "cosine": -0.5}]
     store.write(spec(), PROVENANCE, rows)
     found = store.read(spec().id).tables
     assert found["event"]["score"].isna().all() and set(found["event"]["why"]) == {"because"}
-    assert found["flatness"].to_dict("records") == rows["flatness"]
+    assert found["overlap"].to_dict("records") == rows["overlap"]
 
 
 def test_tables_without_rows_are_empty(tmp_path):
@@ -192,6 +192,67 @@ def test_a_specification_that_claims_billions_takes_neither_memory_nor_time(tmp_
         store.write(large, PROVENANCE, tables())
     with pytest.raises(DamagedRun, match="its (epochs|events) are not"):
         store.read(large.id)
+
+
+HOW = FlatnessSpec(40, 30, 3, 2, step=0.2)
+MEASURED = dataclasses.replace(spec(), measures=("flatness",), measured_at=2, flatness=HOW)
+
+
+def with_flatness() -> dict[str, list[dict]]:
+    row = {"epoch": 2, "images": 40, "hessian_images": 30, "loss": 1.0, "accuracy": 0.5, "trace": 9.0, "trace_error": 1.0,
+           "trace_centred": 8.0, "curvature_error": 0.5, "curvature_other": -0.25, "curvature_other_error": 0.5,
+           "relative_mean": 1.25, "relative_worst": 2.5, "seconds": 0.5}
+    curves = [{"number": number, "step": step, "loss": 2.0, "accuracy": 0.25} for number in (1, 2) for step in HOW.steps]
+    return tables() | {"flatness": [row], "direction": curves,
+                       "eigenvalue": [{"number": n, "eigenvalue": 5.0 - 3 * n} for n in (1, 2, 3)]}
+
+
+def test_flatness_is_stored_as_it_was_measured(tmp_path):
+    store = Store(tmp_path)
+    store.write(MEASURED, PROVENANCE, with_flatness())
+    found = Store(tmp_path).read(MEASURED.id).tables
+    for name in ("flatness", "eigenvalue", "direction"):
+        pd.testing.assert_frame_equal(found[name], pd.DataFrame(with_flatness()[name]), check_exact=True)
+
+
+IMPOSSIBLE = {
+    "not measured": lambda rows: [rows.pop(name) for name in ("flatness", "eigenvalue", "direction")],
+    "measured twice": lambda rows: rows["flatness"].append(rows["flatness"][0]),
+    "at another epoch": lambda rows: rows["flatness"][0].update(epoch=3),
+    "on other images": lambda rows: rows["flatness"][0].update(images=41),
+    "a negative trace": lambda rows: rows["flatness"][0].update(trace=-1.0),
+    "no curvature elsewhere": lambda rows: rows["flatness"][0].update(curvature_other=math.nan),
+    "an infinite loss": lambda rows: rows["flatness"][0].update(relative_worst=math.inf),
+    "an error below zero": lambda rows: rows["flatness"][0].update(curvature_error=-1e-9),
+    "eigenvalues that rise": lambda rows: rows["eigenvalue"][2].update(eigenvalue=3.0),
+    "an eigenvalue too few": lambda rows: rows["eigenvalue"].pop(),
+    "an eigenvalue that is none": lambda rows: rows["eigenvalue"][0].update(eigenvalue=math.nan),
+    "a curve too few": lambda rows: rows.update(direction=rows["direction"][:5]),
+    "a step of another length": lambda rows: rows["direction"][0].update(step=-0.41),
+    "accuracy of a curve above 1": lambda rows: rows["direction"][0].update(accuracy=1.5),
+    "a column missing": lambda rows: rows["flatness"][0].pop("trace_error"),
+}
+
+
+@pytest.mark.parametrize("change", IMPOSSIBLE)
+def test_flatness_that_cannot_be_is_not_stored(tmp_path, change):
+    rows = with_flatness()
+    IMPOSSIBLE[change](rows)
+    with pytest.raises(InputError, match="cannot be stored"):
+        Store(tmp_path).write(MEASURED, PROVENANCE, rows)
+
+
+def test_a_run_whose_flatness_was_not_asked_for_has_none(tmp_path):
+    with pytest.raises(InputError, match="cannot be stored: its flatness"):
+        Store(tmp_path).write(spec(), PROVENANCE, with_flatness())
+
+
+def test_a_run_of_today_has_one_final_row(tmp_path):
+    today = RunSpec(spec().data, spec().model, spec().optimiser, spec().pruning, semantics=2, test_every=3)
+    rows = tables()
+    del rows["final"]
+    with pytest.raises(InputError, match="cannot be stored: it has 0 final rows"):
+        Store(tmp_path).write(today, PROVENANCE, rows)
 
 
 def test_provenance_says_what_readers_rely_on(tmp_path):

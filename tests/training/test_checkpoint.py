@@ -29,7 +29,9 @@ def company(tiny_spec):
     kinds = [None, PRUNING, dataclasses.replace(PRUNING, effect="gaussian", batches=3),
              dataclasses.replace(PRUNING, effect="gaussian-transient", batches=3),
              dataclasses.replace(PRUNING, effect="zero", batches=3),
-             dataclasses.replace(PRUNING, target="R", effect="zero-restore", batches=3)]
+             dataclasses.replace(PRUNING, target="R", effect="zero-restore", batches=3),
+             dataclasses.replace(PRUNING, score="activation", effect="zero-cumulative", batches=3),
+             dataclasses.replace(PRUNING, score="l2", scratch=True)]
     return [dataclasses.replace(spec, pruning=pruning, seed=seed) for seed, pruning in enumerate(kinds)]
 
 

@@ -243,7 +243,9 @@ class Surroundings:
             return tuple(x.detach().cpu() if isinstance(x, torch.Tensor) else x for x in self._example)
         meta = {name: tensor.to("meta") for name, tensor in self.tensors.items()}
         holders = [node for node in self.graphs[0].nodes if node.op == "placeholder" and not node.args]
-        for device, tensors in (("meta", meta), ("cpu", self.tensors)):
+        # without values large networks are tried faster, small ones slower
+        ways = [("meta", meta), ("cpu", self.tensors)]
+        for device, tensors in ways if sum(map(torch.numel, meta.values())) > 1e6 else ways[::-1]:
             for size in _SIZES:
                 guess = [self._guess(holder, size) for holder in holders]
                 try:
@@ -393,7 +395,7 @@ class _Walk:
             if self.behind & self.company(node) or not chain:
                 return  # other layers speak here in their own right
             self.sums.add(node)
-        if joined and quiet and self.lit & set(before):
+        if joined and quiet and self.lit & set(before) and self.company(node) - self.behind:
             self.refuse(f"it is a gate: {self.named(node)} multiplies others' channels by it")
         if not quiet:
             self.needs.add(node)

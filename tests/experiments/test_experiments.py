@@ -296,3 +296,14 @@ def test_unknown_names_are_told_with_the_known_ones():
         experiments.experiment("figure9")
     with pytest.raises(InputError, match="huge.*smoke, mini, quarter, paper"):
         experiments.profile("huge")
+
+
+@pytest.mark.parametrize(("name", "epoch", "of"), [("smoke", 24, 25), ("mini", 79, 81), ("quarter", 79, 81), ("paper", 314, 325)])
+def test_flatness_is_measured_in_vgg11_near_the_end_on_images_that_are_there(name, epoch, of):
+    profile = experiments.profile(name)
+    measured = [spec for spec in runs("final-figure2", name).values() if spec.measures]
+    assert len(measured) == 6 and {spec.model.name for spec in measured} == {"vgg11"}
+    for spec in measured:
+        assert (spec.measures, spec.flatness_epoch, spec.optimiser.epochs) == (("flatness",), epoch, of)
+        assert spec.flatness == profile.flatness
+        assert (spec.data.test_size or 10_000) >= max(spec.flatness.images, 2 * spec.flatness.hessian_images)

@@ -132,10 +132,10 @@ def check_layer(around: Surroundings, name: str, structure: str, score: str, eff
 def _note_activation(module: nn.Module, _inputs, output: torch.Tensor) -> None:
     """Every tenth training batch, bring the running mean (momentum .9) of each unit's rectified l1 norm up to date."""
     if module.training:
-        module.activation_batches.add_(1)
+        module.active_batches.add_(1)
         norm = output.detach().relu().float().movedim(1, -1).flatten(0, -2).sum(0)
-        new = 0.9 * module.activation + 0.1 * norm
-        module.activation.copy_(torch.where(module.activation_batches % 10 == 0, new, module.activation))
+        new = 0.9 * module.active_units + 0.1 * norm
+        module.active_units.copy_(torch.where(module.active_batches % 10 == 0, new, module.active_units))
 
 
 class MaskedLayer:
@@ -185,9 +185,10 @@ class MaskedLayer:
             # as what comes next sees the unit: behind normalisation and, where a sum was silenced, the shortcut
             spoken = [module for module, name, labels in self._points if name != "silent_inputs" and labels.numel() == self.units]
             self._active = [self.module, *self.batch_norms, *spoken][-1]
-            self._buffer(self._active, "activation", torch.zeros(self.units, device=weight.device))
-            self._buffer(self._active, "activation_batches", torch.zeros((), dtype=torch.int64, device=weight.device))
-            self._undo.append(self._active.register_forward_hook(_note_activation).remove)
+            if "active_units" not in self._active._buffers:  # of two layers that feed one sum the mean is one
+                self._buffer(self._active, "active_units", torch.zeros(self.units, device=weight.device))
+                self._buffer(self._active, "active_batches", torch.zeros((), dtype=torch.int64, device=weight.device))
+                self._undo.append(self._active.register_forward_hook(_note_activation).remove)
 
     def _buffer(self, module: nn.Module, name: str, value: torch.Tensor | None) -> None:
         before = dict(module._buffers)
@@ -261,7 +262,7 @@ class MaskedLayer:
         if "gamma" in needs:
             return torch.stack([function(norm.weight, norm.bias) for norm in self.batch_norms]).mean(0)
         if "activation" in needs:
-            return function(self._active.activation)
+            return function(self._active.active_units)
         weight, removed = self.parameter, self._mask("removed_weights")
         return function(weight if removed is None else weight.where(removed.movedim(self._axis, 0) <= 0, 0))
 
@@ -457,7 +458,7 @@ def unmask(model: nn.Module, zeros: dict[str, torch.Tensor]) -> None:
         model.get_parameter(name).masked_fill_(where.to(model.get_parameter(name).device), 0)
     for module in model.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for key in [key for key, hook in hooks.items() if hook in _HOOKS.values()]:
+            for key in [key for key, hook in hooks.items() if hook in (*_HOOKS.values(), _note_activation)]:
                 del hooks[key]
         if isinstance(module, _Weighed):
             module.__class__ = type(module).__bases__[1]

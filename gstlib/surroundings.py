@@ -35,8 +35,9 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm
 # read units by a linear map first, in which 0 says nothing, and go on in ways of their own
 _READERS = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear, F.scaled_dot_product_attention, F.bilinear,
             F.multi_head_attention_forward)
-# buffers that masks are, above 0 where something is removed or disturbed (`gstlib.masking`)
-MASKS = ("removed_units", "silent_units", "silent_inputs", "removed_weights", "targeted_units", "held_units", "weight_noise")
+# buffers that masks are, above 0 where something is removed or disturbed, and what scores keep (`gstlib.masking`)
+MASKS = ("removed_units", "silent_units", "silent_inputs", "removed_weights", "targeted_units", "held_units", "weight_noise",
+         "active_units", "active_batches")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = tuple(name for name in vars(torch_module) if name.startswith("_global_") and name.endswith("_hooks"))
 _SIZES = dict.fromkeys((32, 28, 64, 224, 16, 8, *range(1, 65), 96, 128, 192, 256, 299))
@@ -243,7 +244,9 @@ class Surroundings:
             return tuple(x.detach().cpu() if isinstance(x, torch.Tensor) else x for x in self._example)
         meta = {name: tensor.to("meta") for name, tensor in self.tensors.items()}
         holders = [node for node in self.graphs[0].nodes if node.op == "placeholder" and not node.args]
-        for device, tensors in (("meta", meta), ("cpu", self.tensors)):
+        # without values large networks are tried faster, small ones slower
+        ways = [("meta", meta), ("cpu", self.tensors)]
+        for device, tensors in ways if sum(map(torch.numel, meta.values())) > 1e6 else ways[::-1]:
             for size in _SIZES:
                 guess = [self._guess(holder, size) for holder in holders]
                 try:
@@ -393,7 +396,7 @@ class _Walk:
             if self.behind & self.company(node) or not chain:
                 return  # other layers speak here in their own right
             self.sums.add(node)
-        if joined and quiet and self.lit & set(before):
+        if joined and quiet and self.lit & set(before) and self.company(node) - self.behind:
             self.refuse(f"it is a gate: {self.named(node)} multiplies others' channels by it")
         if not quiet:
             self.needs.add(node)

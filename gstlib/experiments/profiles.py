@@ -67,8 +67,8 @@ _BY_SGD = ("resnet18, SGD", "resnet20, SGD", "resnet56, SGD")
 PROFILES = {p.name: p for p in (
     Profile("smoke", "smoke (a trial of the machinery)", "digits", Size(13, 1 / 8, 96, 12),
             {"conv4": Size(4, 1 / 8, 96, 12), **dict.fromkeys(_BY_SGD, Size(30, 1 / 2, 48, 12, 20)),
-             "resnet18, SGD": Size(30, 1 / 4, 48, 12, 20), "resnet18, long": Size(400, 1 / 8, 48, 12, 20)},
-            test_size=60, test_every=1, seeds=2, precision="float32", flatness=FlatnessSpec(40, 30, 4, 2, step=0.1)),
+             "resnet18, SGD": Size(30, 1 / 8, 48, 12, 20), "resnet18, long": Size(400, 1 / 8, 48, 12, 20)}, test_size=60,
+            test_every=1, seeds=2, precision="float32", flatness=FlatnessSpec(40, 30, 4, 2, step=0.1)),
     Profile("mini", "mini (half width, 1,024 training images, quarter schedule; Conv4: 10,240 images, full schedule)",
             "cifar10-folder", Size(4, 1 / 2, 1024, 16),
             {"conv4": Size(1, 1 / 2, 10240, 64), "resnet18, SGD": Size(1.5, 1 / 4, 1024, 16, 1000),

@@ -244,8 +244,8 @@ def accuracy_by_stability(study: Study, by: str = "target") -> Figure:
             part = runs[runs["label"] == label]
             at = _diamond(ax, part["stability"], part["final_accuracy"], colour, markersize=6, linewidth=1,
                           label=None if number else name)
-            ax.annotate(str(study.printed[label].pruning.retrain), at, (5, 5), textcoords="offset points", fontsize=9,
-                        path_effects=[withStroke(linewidth=3, foreground="white")], zorder=5)
+            ax.annotate(str(study.printed[label].pruning.retrain), at, (4, -11 if number % 2 else 5), fontsize=9,
+                        textcoords="offset points", path_effects=[withStroke(linewidth=3, foreground="white")], zorder=5)
     plain = study.runs.loc[study.runs["target"] == "none", "final_accuracy"]
     if len(plain):
         _unpruned(ax, plain)
@@ -258,7 +258,7 @@ def gains(rows: pd.DataFrame, names: dict[str, str]) -> Figure:
     `rows` as `measures.gains` gives them; `names` says in words, top first, what the labels that are shown mean.
     """
     ax = _axes(shares=False)
-    ax.set(xlabel="final test accuracy less no pruning (points)", yticks=range(len(names)), ylim=(len(names) - 0.5, -0.5))
+    ax.set(xlabel="gain over no pruning (points)", yticks=range(len(names)), ylim=(len(names) - 0.5, -0.5))
     ax.set_yticklabels(names.values())
     ax.axvline(0, color=_BLACK, linestyle=":", linewidth=1.4)
     for place, label in enumerate(names):
@@ -266,7 +266,8 @@ def gains(rows: pd.DataFrame, names: dict[str, str]) -> Figure:
         ax.scatter(each, [place] * len(each), s=18, color=_BLUE, alpha=0.45, linewidths=0)
         if len(each):
             found = t_interval(each)
-            ax.errorbar(found.value, place, xerr=_bar(found), color=_BLUE, marker="D", markersize=7, capsize=4, linewidth=1.6)
+            ax.errorbar(found.value, place, xerr=_bar(found), color=_BLUE, marker="D", markersize=7, capsize=4,
+                        linewidth=1.6)
     return ax.figure
 
 
@@ -410,8 +411,12 @@ def by_rate(study: Study, column: str) -> Figure:
     if len(plain):
         _unpruned(ax, plain)
     ticks = sorted(runs["rate"].unique())
+    if ticks and ticks[-1] > 0.5:  # up to a single event that takes all: the small rates would lie in a heap
+        ax.set_xscale("log")
+        ax.xaxis.set_minor_locator(NullLocator())
+    else:
+        ax.set_xlim(0, None)
     ax.set_xticks(ticks, [f"{100 * rate:.0f}%" for rate in ticks])
-    ax.set_xlim(0, None)
     return _with_legend(ax, 3)
 
 

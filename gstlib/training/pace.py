@@ -28,8 +28,9 @@ def seconds_per_run(spec: RunSpec, device: torch.device, replicas: int = 1) -> f
     n, test = (asked or every for asked, every in zip((spec.data.train_size, spec.data.test_size), whole))
     o, p = spec.optimiser, spec.pruning
     images = test * sum(map(spec.tested_after, range(o.epochs))) + sum(whole)  # in the end every image once
-    if p is not None:  # tests after strikes begin at the layer struck: those after one epoch count as one whole test
-        images += test * sum(map(p.schedule.is_event, range(o.epochs)))
+    if p is not None:  # tests after strikes begin at the layer struck: four after one epoch count as one whole test
+        strikes = [sum(epoch in p.schedule.event_epochs(i) for i in range(len(p.layers))) for epoch in range(o.epochs)]
+        images += test * sum(max(1, number / 4) for number in strikes if number)
     alike = replace(spec, data=replace(spec.data, train_size=None, test_size=None), pruning=None, measures=(), seed=0)
     step, tested = _pace(alike, device, replicas if device.type == "cuda" else 1)
     return o.epochs * n / o.batch_size * step + images * tested

@@ -19,7 +19,7 @@ def net() -> nn.Sequential:
 
 def stored(model, units) -> list[torch.Tensor]:
     """Everything that the convolution and its norm have of `units`, as a plain checkpoint would."""
-    state = {name.replace("parametrizations.", "").replace(".original", ""): value for name, value in model.state_dict().items()}
+    state = model.state_dict()
     return [state[f"{module}.{part}"][units].clone() for module in (0, 1) for part in PARTS if f"{module}.{part}" in state]
 
 
@@ -106,6 +106,17 @@ def test_the_activation_score_is_the_running_mean_of_every_tenth_batch(layer, sp
     (row,) = pruner.epoch(2, lambda: 0.5)
     assert row["decile_9"] == pytest.approx(float(expected[~torch.isin(torch.arange(32), lowest)].sort().values[23:].mean()),
                                             rel=1e-5)
+
+
+def test_what_the_activation_score_keeps_leaves_no_trace():
+    model = models.build("resnet18", 3, 1 / 16)
+    plain, hooks = set(model.state_dict()), [len(m._forward_hooks) for m in model.modules()]
+    pruner = Pruner(model, Schedule((0, 0), (0, 0), (0.4, 0.4), 1), ["stage4.0.conv2", "stage4.0.shortcut.conv"], score="activation")
+    assert sum("active_units" in name for name in model.state_dict()) == 1, "one sum, one mean"
+    train(model, torch.optim.SGD(model.parameters(), 0.01), pruner, 12, 32)
+    pruner.epoch(0, lambda: 0.5)
+    pruner.finish()
+    assert set(model.state_dict()) == plain and [len(m._forward_hooks) for m in model.modules()] == hooks
 
 
 def test_scratch_is_one_event_before_the_first_step():

@@ -248,3 +248,30 @@ def test_slope_of_claim_and_sentence(store):
     found = text.accuracy_slopes(made)
     assert (found.value, found.low, found.n) == pytest.approx((row["small_estimate"], row["small_low"], row["small_n"]))
     assert f"{found.value:+.2f} [{found.low:+.2f}" in text.correlation_sentence(made)
+
+
+def test_gains_are_over_the_unpruned_run_of_the_same_seed():
+    runs = pd.DataFrame([("none", 0, 0.50), ("none", 1, 0.60), ("a", 0, 0.53), ("a", 1, 0.58), ("a", 2, 0.9)],
+                        columns=["label", "seed", "final_accuracy"])
+    found = measures.gains(runs)
+    assert found["gain"].tolist() == pytest.approx([0.03, -0.02]) and set(found["label"]) == {"a"}
+
+
+def test_stability_and_accuracy_of_each_period_by_another_implementation():
+    rng = np.random.default_rng(0)
+    runs = pd.DataFrame({"run": range(24), "retrain": [5, 10] * 12, "rate": [0.1, 0.2] * 12,
+                         "mean_relative_instability": rng.uniform(0, 0.02, 24), "final_accuracy": rng.uniform(0.8, 0.9, 24)})
+    runs.loc[24] = [24, 0, 0.0, math.nan, 0.7]  # never pruned
+    found = measures.stability_and_accuracy(runs).set_index("retrain")
+    assert list(found.index) == [5, 10] and found["runs"].tolist() == [12, 12] and found["rate"].tolist() == [0.1, 0.2]
+    for period, row in found.iterrows():
+        part = runs[runs["retrain"] == period]
+        x, y = 1 - part["mean_relative_instability"], part["final_accuracy"]
+        expected = stats.pearsonr(x, y)
+        assert row["r"] == pytest.approx(expected.statistic)
+        assert [row["r_low"], row["r_high"]] == pytest.approx(list(expected.confidence_interval(0.95)))
+        # tau from its definition: concordant less discordant pairs
+        signs = [np.sign(a - b) * np.sign(c - d) for a, c in zip(x, y) for b, d in zip(x, y)]
+        assert row["tau"] == pytest.approx(sum(signs) / (12 * 11)) and row["tau_low"] < row["tau"] < row["tau_high"]
+    few = measures.stability_and_accuracy(runs[runs["run"] < 6])
+    assert few["r"].isna().all() and few["runs"].tolist() == [3, 3]

@@ -134,7 +134,7 @@ def test_compiled_passes_give_the_eager_rows_and_are_shared(digits, spec, monkey
     for table in ("epoch", "event"):
         pd.testing.assert_frame_equal(rows(fused, table), rows(eager, table), check_exact=True)
     assert engines[0].fused and engines[0].techniques == ["compiled"]
-    assert len(skeletons) == 3  # unmasked, masked, masked with noise
+    assert len(skeletons) == 4  # unmasked, silenced, weights held at 0, weights with noise
 
 
 def test_a_pass_that_cannot_be_compiled_is_said_and_left_eager(digits, spec, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""What is raised for bad input, and what is said about everything else."""
+"""What is raised for bad input, with the one check that every room needs, and what is said about everything else."""
 
 import os
 import sys
@@ -15,13 +15,13 @@ def check_choice(what: str, value: object, choices) -> None:
         raise InputError(f"unknown {what} {value!r}; choose from {', '.join(choices)}")
 
 
-def plain(text: object) -> str:
-    """A text of unknown origin, fit for a message: one line of at most 200 characters, no control codes."""
-    return "".join(c if c.isprintable() else " " for c in str(text)[:200])
+def plain(text: object, most: int = 200) -> str:
+    """A text of unknown origin, fit for a message: one line of at most `most` characters, no control codes."""
+    return "".join(c if c.isprintable() else " " for c in str(text)[:most])
 
 
 class Forgiving:
-    """A stream whose reader may be gone: what cannot be said is dropped, and work goes on."""
+    """A stream (None: none) whose reader may be gone: what cannot be said is dropped, and work goes on."""
 
     def __init__(self, stream):
         self.stream = stream or open(os.devnull, "w")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import shlex
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
@@ -44,7 +45,7 @@ def benchmarks(store: Store) -> list[dict]:
                 raise ValueError("it lacks machine, rows, techniques or costs")
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise InputError(f"{place} is no benchmark ({error}); "
-                             f"make it with: python -m gstlib bench --output {place}") from error
+                             f"make it with: python -m gstlib bench --output {shlex.quote(str(place))}") from error
         found.append(result)
     return found
 

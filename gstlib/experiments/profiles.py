@@ -91,7 +91,8 @@ def profile(name: str) -> Profile:
 
 def data_spec(profile: Profile, name: str, fingerprint: str, classes: int = 10) -> DataSpec:
     """The profile's share of the data set `name` that `fingerprint` proves."""
-    return DataSpec(name, fingerprint, classes, at_least(profile.size.train_size, classes), at_least(profile.test_size, classes))
+    sizes = (at_least(size, classes) for size in (profile.size.train_size, profile.test_size))
+    return DataSpec(name, fingerprint, classes, *sizes)
 
 
 def at_least(size: int | None, classes: int) -> int | None:

@@ -75,6 +75,8 @@ class Study:
 def command(figures: str | Iterable[str], profile: str, data: str | None = None,
             results: str | Path | None = None, seeds=None) -> str:
     """The command that makes the runs of `figures`; `data`, `results` and `seeds` where they are known."""
+    if data == "cifar10-folder":
+        data = "/path/to/images"  # which only the reader knows
     words = [figures] if isinstance(figures, str) else [*figures]
     if seeds is not None and not isinstance(seeds, (int, str)):
         seeds = ",".join(map(str, seeds)) + ","  # "3," is seed 3, "3" would be three seeds

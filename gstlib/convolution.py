@@ -57,16 +57,15 @@ class _SmallMapConvolution(torch.autograd.Function):
 class Conv2d(nn.Conv2d):
     """`torch.nn.Conv2d`, computed as one matrix product when training on small maps on a CPU."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (n, c, h, w) -> (n, out, h', w'), as `torch.nn.Conv2d`."""
+    def _conv_forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         small = (
-            x.dim() == 4 and x.device.type == "cpu" and torch.is_grad_enabled() and x.shape[-2] * x.shape[-1] <= _SMALL
+            self.training and torch.is_grad_enabled()  # in evaluation mode second derivatives may be wanted
+            and x.dim() == 4 and x.device.type == "cpu" and x.shape[-2] * x.shape[-1] <= _SMALL
             and self.kernel_size == (3, 3) and self.stride == (1, 1) and self.padding == (1, 1)
             and self.dilation == (1, 1) and self.groups == 1 and self.padding_mode == "zeros"
         )
         if not small:
-            return super().forward(x)
-        weight, bias = self.weight, self.bias
+            return super()._conv_forward(x, weight, bias)
         if torch.is_autocast_enabled("cpu"):
             dtype = torch.get_autocast_dtype("cpu")
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)

@@ -21,6 +21,7 @@ class Loader:
                  device: torch.device, channels_last: bool):
         images = images.to(device)
         self.x, self.y, self.test_x, self.test_y = images.train_x, images.train_y, images.test_x, images.test_y
+        self.smoothing = 0.0  # of the labels that are trained on; whoever trains says how much
         self.batch_size, self.augment, self.device = batch_size, augment, device
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.generator = torch.Generator().manual_seed(seed)
@@ -77,7 +78,7 @@ class Loader:
 
     def _next(self, size: int) -> torch.Tensor:
         places = self.position + torch.arange(size, device=self.device)
-        self.position += size
+        self.position.add_(size)
         return places
 
     def next_batch(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:

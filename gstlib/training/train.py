@@ -201,6 +201,21 @@ class Run:
         return {f"train_{kind}": self.replica.measure(x[chosen], y[chosen]).accuracy
                 for kind, chosen in (("true", ~self.wrong), ("wrong", self.wrong))}
 
+    def strike(self, epoch: int, evaluate: Callable[[], float]) -> None:
+        """Let the events at the end of `epoch` happen; where some labels are wrong their rows say what it did to either."""
+        fitted: list[dict[str, float]] = []
+
+        def look() -> float:
+            accuracy = evaluate()
+            fitted.append(self.fitted())
+            return accuracy
+
+        for event in self.pruner.epoch(epoch, look):
+            before = {f"{name}_pre": value for name, value in fitted[0].items()}
+            if event["removed"]:  # else there was no second look
+                fitted.pop(0)
+            self.tables["event"].append(event | before | {f"{name}_post": value for name, value in fitted[0].items()})
+
     def end_epoch(self, epoch: int, trained: Measured, test: Callable[..., Measured]) -> None:
         """Test where the specification says so, let events happen, write the rows."""
         if not np.isfinite(trained.loss):
@@ -211,15 +226,11 @@ class Run:
         if "flatness" in self.spec.measures and epoch == self.spec.flatness_epoch:
             self.tables |= measure_flatness(self.model, self.replica.loader, epoch, self.spec.flatness)
         tested: list[Measured] = []
-        fitted: list[dict[str, float]] = []  # beside each of `tested`, where something is due
-        now = self.pruner.due(epoch) if self.pruner else []
-        struck = [layer.name for layer, k in now if k]
+        struck = [layer.name for layer, k in self.pruner.due(epoch) if k] if self.pruner else []
 
         def evaluate() -> float:
             n = len(tested)  # the pass before the first strike, then one after each
             tested.append(test(since=struck[n - 1] if n else None, keep=struck[n] if n < len(struck) else None))
-            if now:
-                fitted.append(self.fitted())
             return tested[-1].accuracy
 
         clean = None
@@ -228,12 +239,7 @@ class Run:
             if due and self.pruner.noise_in_force:
                 with self.pruner.silenced():
                     clean = test().accuracy
-            for event in self.pruner.epoch(epoch, evaluate):
-                before = fitted[0]
-                if event["removed"]:
-                    fitted.pop(0)
-                self.tables["event"].append(event | {f"{name}_pre": value for name, value in before.items()}
-                                            | {f"{name}_post": value for name, value in fitted[0].items()})
+            self.strike(epoch, evaluate)
         if due and not tested:
             evaluate()
         if tested:

@@ -183,7 +183,7 @@ class Run:
         """What comes before the first step: measures, and what is removed from the untrained network."""
         self.measure(-1)
         if self.pruner is not None:
-            self.tables["event"] += self.pruner.epoch(-1, lambda: test().accuracy)
+            self.strike(-1, lambda: test().accuracy)
 
     def measure_end(self, unseen: tuple[torch.Tensor, torch.Tensor]) -> None:
         """How good the trained network is: on the images that it never saw, and on those that it was trained on."""

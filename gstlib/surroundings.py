@@ -373,7 +373,7 @@ class _Walk:
         if isinstance(module, LAYERS) and getattr(module, "groups", 1) == 1:
             labels = compressed(self.labels[source])
             axis = len(getattr(module, "kernel_size", ())) + 1
-            if labels.dim() == axis and labels.numel() == labels.shape[0]:
+            if not labels.dim() or labels.dim() == axis and labels.numel() == len(labels):  # a layer of one unit, or more
                 self.unit.readers[node.target] = labels.flatten()
                 return
         if graph.is_a(node, _READERS) or not _tensors(values[node]):

@@ -462,7 +462,8 @@ def test_a_second_pruner_on_a_layer_takes_of_what_is_left():
 
 def test_missed_events_are_made_up_for_and_an_epoch_told_twice_takes_nothing():
     pruner = Pruner(plain_pair(), Schedule(0, 4, 0.5, 1), ["0"])
-    told = [(n, [(row["removed"], row["removed_total"]) for row in pruner.epoch(n, lambda: 0.5)]) for n in (0, 0, 3, 2, 3, 4, 9)]
+    told = [(n, [(row["removed"], row["removed_total"]) for row in pruner.epoch(n, lambda: 0.5)])
+            for n in (0, 0, 3, 2, 3, 4, 9)]
     assert told == [(0, [(1, 1)]), (0, []), (3, [(3, 4)]), (2, []), (3, []), (4, [(1, 5)]), (9, [])]
 
 

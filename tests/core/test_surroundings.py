@@ -401,6 +401,24 @@ def test_masks_keep_autocast_s_type_and_the_memory_format():
     assert seen["2"].dtype == torch.bfloat16 and seen["2"].is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("how", [{"score": "l2"}, {"structure": "weight", "score": "magnitude"},
+                                 {"score": "l2", "effect": "zero", "batches": 2}])
+def test_a_pruned_network_is_compiled_and_exported_and_its_masks_go_along(how):
+    model, x = among(SUMS["+"]).eval(), torch.randn(4, 3, 8, 8)
+    struck(model, "2.conv", **how)
+    for made in (torch.compile(model, backend="eager", fullgraph=True), torch.export.export(model, (x,)).module()):
+        torch.testing.assert_close(made(x), model(x))
+
+
+def test_a_layer_of_one_filter_is_read_by_the_next_layer():
+    model = shaken(nn.Sequential(nn.Conv2d(3, 1, 1), nn.BatchNorm2d(1), nn.Conv2d(1, 4, 1), nn.Flatten(), nn.Linear(256, 2)))
+    pruner = Pruner(model, Schedule(0, 0, 1.0, 1), ["0"])
+    pruner.epoch(0, lambda: 0.0)
+    assert zero_channels(outputs(model, torch.randn(4, 3, 8, 8))["1"]).all()
+    before = model.eval()(x := torch.randn(4, 3, 8, 8))
+    torch.testing.assert_close(pruner.finish()(x), before)
+
+
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
 def test_no_infinity_in_the_shortcut_reaches_a_removed_channel_or_its_gradient(value):
     model = among(SUMS["+"]).eval()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gstlib.errors import InputError
-from gstlib.spec import OptimiserSpec, PruningSpec
+from gstlib.spec import FlatnessSpec, OptimiserSpec, PruningSpec
 from gstlib.training import checkpoint, train
 from gstlib.training.checkpoint import Checkpoints
 
@@ -30,7 +30,9 @@ def company(tiny_spec):
              dataclasses.replace(PRUNING, target="R", effect="zero-restore", batches=3),
              dataclasses.replace(PRUNING, score="activation", effect="zero-cumulative", batches=3),
              dataclasses.replace(PRUNING, score="l2", scratch=True)]
-    return [dataclasses.replace(spec, pruning=pruning, seed=seed) for seed, pruning in enumerate(kinds)]
+    company = [dataclasses.replace(spec, pruning=pruning, seed=seed) for seed, pruning in enumerate(kinds)]
+    measured = {"measures": ("bn-histogram", "flatness"), "measured_at": 1, "flatness": FlatnessSpec(20, 16, 3, 1, step=0.4)}
+    return [company[0], dataclasses.replace(company[1], **measured), *company[2:]]
 
 
 @pytest.fixture(scope="module")

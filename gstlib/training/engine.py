@@ -237,9 +237,9 @@ _skeletons: dict[tuple, nn.Module] = {}  # of each structure a network without v
 def _compiled(replica: Replica) -> Callable:
     """(tensors, x, y) -> loss, logits: the compiled pass of networks built like `replica`'s.
 
-    Torch's parametrisations give every network a class of its own, for which
-    `torch.compile` would compile anew.  So the passes of all networks that
-    are built alike are those of one skeleton, given their tensors.
+    `torch.compile` would compile anew for every network.  So the passes of all
+    networks that are built alike are those of one skeleton, given their
+    tensors.
     """
     tensors = replica.named_tensors()
     key = (str(replica.model), *((name, tensor.shape) for name, tensor in tensors.items()))

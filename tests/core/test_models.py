@@ -2,9 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from gstlib import masking, models
+from gstlib import models
 from gstlib.errors import InputError
 from gstlib.spec import MODELS
+from gstlib.surroundings import Surroundings
 
 
 def count(model: nn.Module) -> int:
@@ -47,7 +48,7 @@ def test_number_of_classes(name, classes):
 @pytest.mark.parametrize("width", [1 / 2, 1 / 8])
 def test_width_scales_every_layer_but_the_last(name, width):
     full, scaled = models.build(name), models.build(name, width=width)
-    for layer in [*masking.trace(full)][:-1]:
+    for layer in Surroundings(full).layers[:-1]:
         assert scaled.get_submodule(layer).weight.shape[0] == full.get_submodule(layer).weight.shape[0] * width
     assert scaled(torch.randn(2, 3, 32, 32)).shape == (2, 10)
 

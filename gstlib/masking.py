@@ -245,7 +245,7 @@ class MaskedLayer:
 
     @property
     def present(self) -> torch.Tensor:
-        """False for every unit that is removed or that an event has targeted (bool, one entry a unit): what the buffers say."""
+        """False for every unit that is removed or that an event has targeted (bool, one entry a unit)."""
         gone = torch.zeros(self.parameter.shape, dtype=torch.bool, device=self.parameter.device)
         for name in ("removed_units", "targeted_units"):
             if self._mask(name) is not None:
@@ -275,7 +275,7 @@ class MaskedLayer:
 
     @torch.no_grad()
     def remove(self, units: torch.Tensor) -> None:
-        """Mask `units` (bool) for good: with bias, scale, shift and shortcut, or their weights alone, as the layer was made."""
+        """Mask `units` (bool) for good: all that they say, or their weights alone, as the layer was made."""
         for module, name, labels in self._points:
             getattr(module, name).masked_fill_(chosen(labels, units), 1)
         if not self._points:
@@ -302,7 +302,8 @@ class MaskedLayer:
         if self._mask("removed_units") is not None:
             units = (self._mask("removed_units") > 0).view(-1)
             removed[units] = True
-            total = int(units.sum()) * ((self.module.bias is not None) + 2 * sum(n.weight is not None for n in self.batch_norms))
+            scaled = sum(norm.weight is not None for norm in self.batch_norms)
+            total = int(units.sum()) * ((self.module.bias is not None) + 2 * scaled)
         if self._mask("removed_weights") is not None:
             removed |= self._mask("removed_weights").movedim(self._axis, 0) > 0
         if self.held is not None:
@@ -355,7 +356,8 @@ def prove(around: Surroundings, units: Sequence[Unit]) -> None:
                     check(unit, *expected)
             functional_call(model, tensors, inputs)
         for unit, path, end in failed[:1]:
-            raise InputError(f"layer {unit.layer!r} cannot be pruned by units: they would not be silent in the {end} of {path!r}")
+            raise InputError(f"layer {unit.layer!r} cannot be pruned by units: "
+                             f"they would not be silent in the {end} of {path!r}")
 
 
 class _Zeros:
@@ -446,8 +448,8 @@ def zeros_for_plain(around: Surroundings) -> dict[str, torch.Tensor]:
             break
     else:
         names = ", ".join(repr(name) for name in dict.fromkeys(zeros.unexpressed))
-        raise InputError(f"no plain network has the outputs of this one: behind {names} removed channels are silenced in a sum "
-                         "whose shortcut goes on into another; keep the masks (state_dict and copies carry them)")
+        raise InputError(f"no plain network has the outputs of this one: behind {names} removed channels are silenced in a "
+                         "sum whose shortcut goes on into another; keep the masks (state_dict and copies carry them)")
     return zeros.entries
 
 

@@ -28,17 +28,21 @@ class Pruner:
                 pruner.batch()
             rows += pruner.epoch(n, lambda: accuracy(model, test_set))
 
-    `layers` names the layers in the schedule's order; None takes the last
+    `layers` names the layers (or the one layer) in the schedule's order; None takes the last
     batch-normalised convolutions, as many as the schedule has (the paper's
     last four), or the last layers of whatever kind the network has.  `score`: "ebn", "l2",
     "l1" or "activation" with `structure` "filter", "magnitude" with "weight" (which is taken
     when `structure` is "weight" and the score was left at its default).
     `target`, see `gstlib.pruning.select`; `effect` and `batches`, see
     `gstlib.effects.Effect`.  Random choices and noise are drawn from `seed`.
+    `example`: a batch that the network takes, or a tuple of its arguments,
+    where none can be guessed.
 
     Raises `InputError` for an unknown layer, score, target, structure or
     effect, for a network without batch normalisation when E[BN] is asked for,
-    and for a network that torch.fx cannot trace.
+    for a network that torch.fx cannot trace, for a schedule that takes more
+    than is left, and for a layer whose removed units could not be silent.  A
+    refused network is left as it was.
     """
 
     def __init__(

@@ -51,7 +51,8 @@ def _is_scalar(value) -> bool:
 def _number(name: str, value, whole: bool) -> int | float:
     """`value` as Python's own int or float; raises `InputError` for what is no such number."""
     value = value.item() if _is_scalar(value) else value
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or (whole and value != int(value)):
+    if (isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value)
+            or whole and value != int(value)):
         raise InputError(f"{name} must be a {'whole ' if whole else ''}number, not {plain(repr(value))}")
     return int(value) if whole else value
 

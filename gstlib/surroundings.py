@@ -171,10 +171,10 @@ class Surroundings:
 
     def __init__(self, model: nn.Module, example=None):
         self.model, self.name = model, type(model).__name__
-        inside = next((name for name in ("module", "_orig_mod") if isinstance(model, (
-            nn.DataParallel, nn.parallel.DistributedDataParallel, torch._dynamo.OptimizedModule)) and hasattr(model, name)), None)
-        if inside:
-            raise InputError(f"{self.name} wraps a network; give the network inside: model.{inside}")
+        for inside, wrappers in (("module", (nn.DataParallel, nn.parallel.DistributedDataParallel)),
+                                 ("_orig_mod", torch._dynamo.OptimizedModule)):
+            if isinstance(model, wrappers):
+                raise InputError(f"{self.name} wraps a network; give the network inside: model.{inside}")
         lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
         if lazy:
             raise InputError(f"{lazy[0]!r} has no values yet; run one batch through the network before it is pruned")
@@ -278,7 +278,8 @@ class Surroundings:
 
 def _invented(tensor: torch.Tensor) -> torch.Tensor:
     if not tensor.is_floating_point():
-        return torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.device.type == "meta" else tensor.detach().cpu().clone()
+        meta = tensor.device.type == "meta"
+        return torch.zeros(tensor.shape, dtype=tensor.dtype) if meta else tensor.detach().cpu().clone()
     return (torch.rand(tensor.shape) + 0.5) / max(1, tensor[0].numel() if tensor.dim() > 1 and len(tensor) else 1)
 
 
@@ -319,7 +320,7 @@ class _Walk:
         for node in graph.nodes:
             if node in sources:
                 y = values[node]
-                axis = y.dim() - (len(graph.module(node).kernel_size) + 1 if hasattr(graph.module(node), "kernel_size") else 1)
+                axis = y.dim() - len(getattr(graph.module(node), "kernel_size", ())) - 1
                 units = torch.arange(1, y.shape[axis] + 1).view(-1, *[1] * (y.dim() - axis - 1))
                 self.labels[node] = units.expand(y.shape)
                 self.unit.points[layer, "removed_units"] = units
@@ -359,7 +360,7 @@ class _Walk:
                              "give example=, a batch that the network takes") from error
 
     def named(self, node: fx.Node) -> str:
-        return repr(node.target) if isinstance(node.target, str) else repr(getattr(node.target, "__name__", str(node.target)))
+        return repr(getattr(node.target, "__name__", str(node.target)))
 
     def refuse(self, why: str):
         raise InputError(f"layer {self.unit.layer!r} cannot be pruned by units: {why}")
@@ -373,7 +374,7 @@ class _Walk:
         if isinstance(module, LAYERS) and getattr(module, "groups", 1) == 1:
             labels = compressed(self.labels[source])
             axis = len(getattr(module, "kernel_size", ())) + 1
-            if labels.dim() == axis and labels.numel() == labels.shape[0]:
+            if not labels.dim() or labels.dim() == axis and labels.numel() == len(labels):  # a layer of one unit, or more
                 self.unit.readers[node.target] = labels.flatten()
                 return
         if graph.is_a(node, _READERS) or not _tensors(values[node]):
@@ -387,8 +388,8 @@ class _Walk:
         labels = self.labels[source] if norm else self.probe(others, touched)
         if not any(label.any() for label in _tensors(labels)):
             return
-        quiet = all(not (y.isnan() | (y != 0))[label > 0].any() for training in (False, True)
-                    for y, label in zip(_tensors(self.evaluate(lambda v, l, _: v.masked_fill(l > 0, 0.0), training)), _tensors(labels)))
+        still = [_tensors(self.evaluate(lambda v, l, _: v.masked_fill(l > 0, 0.0), training)) for training in (False, True)]
+        quiet = not any((y != 0)[label > 0].any() for ys in still for y, label in zip(ys, _tensors(labels)))
         joined = any((t & (label > 0)).any() for t, label in zip(touched, _tensors(labels))) and not norm
         before = [s for s in node.all_input_nodes if s in self.labels]
         if joined and not quiet:
@@ -440,7 +441,8 @@ class _Walk:
 
     def probe(self, others, touched):
         """Labels of the output, by the binary digits of the units that NaN comes from."""
-        digits = int(max(int(label.max()) for s in self.fresh if s in self.labels for label in _tensors(self.labels[s]))).bit_length()
+        before = [label for s in self.fresh if s in self.labels for label in _tensors(self.labels[s])]
+        digits = max(int(label.max()) for label in before).bit_length()
         labels = [torch.zeros(y.shape, dtype=torch.int64) for y in _tensors(others)]
         single = [torch.ones(y.shape, dtype=torch.bool) for y in _tensors(others)]
         reached = [torch.zeros(y.shape, dtype=torch.bool) for y in _tensors(others)]

@@ -11,7 +11,7 @@ import torch
 from gstlib import models
 from gstlib.data import SIZES, Images, Loader
 from gstlib.errors import InputError
-from gstlib.spec import RunSpec
+from gstlib.spec import FlatnessSpec, RunSpec
 from gstlib.training.engine import Engine, Replica, ran_out
 
 
@@ -29,7 +29,8 @@ def seconds_per_run(spec: RunSpec, device: torch.device, replicas: int = 1) -> f
     if p is not None:  # tests after strikes begin at the layer struck: four after one epoch count as one whole test
         strikes = [sum(epoch in p.schedule.event_epochs(i) for i in range(len(p.layers))) for epoch in range(o.epochs)]
         images += test * sum(max(1, number / 4) for number in strikes if number)
-    alike = replace(spec, data=replace(spec.data, train_size=None, test_size=None), pruning=None, measures=(), seed=0)
+    alike = replace(spec, data=replace(spec.data, train_size=None, test_size=None), pruning=None, measures=(),
+                    measured_at=None, flatness=FlatnessSpec(), seed=0)
     step, tested = _pace(alike, device, replicas if device.type == "cuda" else 1)
     return o.epochs * n / o.batch_size * step + images * tested
 

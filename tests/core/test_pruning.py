@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -111,6 +112,26 @@ def test_before_the_first_epoch_nothing_is_removed():
 def test_schedule_refuses(fields):
     with pytest.raises(InputError):
         Schedule(**{"start": 2, "end": 9, "fraction": 0.5, "retrain": 1, **fields})
+
+
+@pytest.mark.parametrize("numbers", [
+    (np.array([0, 1]), np.array([4, 4]), np.array([0.5, 0.25]), 2), ([0.0, 1.0], (4, 4.0), [0.5, 0.25], 2.0),
+    (range(2), torch.tensor([4, 4]), torch.tensor([0.5, 0.25]), np.int64(2)),
+])
+def test_schedules_take_whole_numbers_of_every_kind(numbers):
+    schedule = Schedule(*numbers)
+    assert schedule == Schedule((0, 1), (4, 4), (0.5, 0.25), 2)
+    assert {type(n) for n in (*schedule.start, *schedule.end, schedule.retrain)} == {int}
+    assert Schedule(np.int64(0), np.array(4), np.float64(0.5), 1.0) == Schedule(0, 4, 0.5, 1)
+
+
+@pytest.mark.parametrize("numbers", [
+    (0, 10, 0.5, 2.5), (0.5, 10, 0.5, 1), (0, float("inf"), 0.5, 1), (True, 10, 0.5, 1), (0, 1, True, 1), (0, 1, "0.5", 1),
+    ("0", "1", 0.5, 1), (None, 1, 0.5, 1), ([[0]], [1], [0.5], 1), (0, 1, 0.5, np.nan), (0, 1, 0.5, None), (0, 1, 0.5, [1]),
+])
+def test_schedules_refuse_what_is_no_number_of_the_kind(numbers):
+    with pytest.raises(InputError, match="must be a (whole )?number"):
+        Schedule(*numbers)
 
 
 def test_removed_refuses_another_number_of_layers():

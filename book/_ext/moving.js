@@ -62,6 +62,8 @@ for (const figure of document.querySelectorAll("figure.moving")) {
   // also the first time; a failure leaves the still picture where it is
   new ResizeObserver(() => {
     clearTimeout(waiting);
-    if (figure.clientWidth && figure.clientWidth !== figure.drawn) waiting = setTimeout(() => draw(figure), figure.drawn ? 200 : 0);
+    if (figure.clientWidth && figure.clientWidth !== figure.drawn) {
+      waiting = setTimeout(() => draw(figure), figure.drawn ? 200 : 0);
+    }
   }).observe(figure);
 }

@@ -18,7 +18,7 @@ def write_bundle(app):
     try:
         import vl_convert
     except ModuleNotFoundError as error:
-        raise ExtensionError("vl-convert is not installed; install the book's requirements: pip install -e '.[book]'") from error
+        raise ExtensionError("vl-convert is missing; install the book's requirements: pip install -e '.[book]'") from error
     target = Path(app.outdir) / "_static" / SCRIPT
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(f"(() => {{{vl_convert.javascript_bundle(Path(__file__).with_name('moving.js').read_text())}}})();\n")

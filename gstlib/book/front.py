@@ -13,16 +13,15 @@ from IPython.display import HTML
 from gstlib.book import moving
 from gstlib.claims import CONTRADICTED, INCONCLUSIVE, NOT_RUN, SUPPORTED, verdicts
 from gstlib.errors import InputError
-from gstlib.reading import text
 from gstlib.reading.interval import LEVEL, t_interval
 from gstlib.reading.study import Study, study
 from gstlib.store import Store
 
 _QUESTION = "C1"  # the claim that the paper is named for
 _ANSWERS = {
-    SUPPORTED: "less stable pruning leaves VGG11 more accurate",
-    CONTRADICTED: "less stable pruning leaves VGG11 less accurate",
-    INCONCLUSIVE: "these runs cannot tell whether less stable pruning leaves VGG11 more accurate",
+    SUPPORTED: "Less stable pruning leaves VGG11 more accurate",
+    CONTRADICTED: "Less stable pruning leaves VGG11 less accurate",
+    INCONCLUSIVE: "These runs cannot tell whether less stable pruning leaves VGG11 more accurate",
 }
 _TILES = ((SUPPORTED, "supported"), (CONTRADICTED, "contradicted"), (INCONCLUSIVE, "open"), (NOT_RUN, "not run"))
 
@@ -33,12 +32,12 @@ def answer(table: pd.DataFrame) -> str:
     `table` as `claims.evaluate` gives it; full width speaks where it was run, small scale otherwise.
     """
     row = table.set_index("id").loc[_QUESTION]
-    for prefix, verdict, where in (("", row["verdict"], f"at full width (profile {row['profile']})"),
-                                   ("small_", row["small_scale"], "at small scale, where no verdict on the paper can be had")):
+    for prefix, verdict, where in (("", row["verdict"], f"full width, profile {row['profile']}"),
+                                   ("small_", row["small_scale"], "small scale, which cannot judge the paper")):
         if verdict != NOT_RUN:
-            found = text.number(*(row[prefix + name] for name in ("estimate", "low", "high")), "", form="+.2f").strip()
-            return (f"As of today, {where}, {_ANSWERS[verdict]}: a tenfold instability goes with {found} points of final test "
-                    f"accuracy (95% interval, {row[prefix + 'n']:.0f} seeds).")
+            value, low, high = (f"{row[prefix + name]:.2f}".replace("-", "−") for name in ("estimate", "low", "high"))
+            return (f"{_ANSWERS[verdict]}: as of today a tenfold instability goes with {value} points of final test "
+                    f"accuracy (95% interval {low} to {high}, {row[prefix + 'n']:.0f} seeds; {where}).")
     return "As of today there is no answer: three complete seeds of Figure 1's VGG11 are needed at full width, or at mini."
 
 
@@ -49,14 +48,15 @@ def tiles(table: pd.DataFrame) -> str:
     stands as it is.
     """
     rows = []
-    for column, prefix, heading in (("verdict", "", "Full width"), ("small_scale", "small_", f"Small scale ({verdicts.SMALL})")):
+    small = f"Small scale ({verdicts.SMALL})"
+    for column, prefix, heading in (("verdict", "", "Full width"), ("small_scale", "small_", small)):
         decided = table[column].isin([SUPPORTED, CONTRADICTED])
         lost = decided & table[f"{prefix}p"].notna() & (table[f"{prefix}p_holm"] >= LEVEL)
         counts = table[column].mask(lost, INCONCLUSIVE).value_counts()
-        boxes = "".join(f'<span class="tile {verdict.replace(" ", "-")}"><strong>{counts.get(verdict, 0)}</strong> {word}</span>'
-                        for verdict, word in _TILES)
+        boxes = "".join(f'<span class="tile {verdict.replace(" ", "-")}"><strong>{counts.get(verdict, 0)}</strong> '
+                        f"{word}</span>" for verdict, word in _TILES)
         rows.append(f'<p class="tiles"><span class="of">{heading}</span>{boxes}</p>')
-    return "".join(rows) + ('<p class="tiles-note">Claims by verdict, by <a href="chapters/claims.html">Holm\'s adjusted p</a> '
+    return "".join(rows) + ('<p class="tiles-note"><a href="chapters/claims.html">The claims</a> by verdict and by Holm\'s p '
                             "over all that were run: what it does not uphold is open.</p>")
 
 
@@ -69,32 +69,59 @@ def questions(root: Path) -> str:
         asked = re.search(r"\*\*The question\.\*\* (.+?\?)(?=\s|$)", first, re.S)
         if asked:
             lines.append(f'<li><a href="{name}.html" title="{escape(title)}">{escape(" ".join(asked[1].split()))}</a></li>')
-    return f'<details class="questions"><summary>Each chapter answers a question</summary><ul>{"".join(lines)}</ul></details>'
+    return ('<details class="questions"><summary>Each chapter answers a question</summary>'
+            f'<ul>{"".join(lines)}</ul></details>')
 
 
 def pruned_or_not(runs: Study) -> str:
     """How far pruned runs end above unpruned ones, in a sentence with its interval over seeds."""
     accuracy = 100 * runs.runs.pivot(index="seed", columns="label", values="final_accuracy").dropna()
     found = t_interval(accuracy.drop(columns="none", errors="ignore").mean(axis=1) - accuracy.get("none", float("nan")))
-    return (f"Pruned networks and those left whole differ by {found:+.2f} points of final test accuracy." if found.n > 1 else "")
+    if found.n < 2:
+        return ""
+    value, low, high = (f"{number:+.2f}".replace("-", "−") for number in found[:3])
+    return f"Pruned networks end {value} points from those left whole ({low} to {high})."
 
 
-def picture(table: pd.DataFrame, store: Store, profile: str, data: str | None, seeds) -> str:
-    """Figure 1 with its runs linked (HTML) at the profile that `answer` speaks of, else at `profile`; "" without runs."""
+def figure1(table: pd.DataFrame, store: Store, profile: str, data: str | None, seeds) -> Study | None:
+    """Figure 1's VGG11 at the profile that `answer` speaks of, else at `profile`; None without runs."""
     row = table.set_index("id").loc[_QUESTION]
     name = row["profile"] if row["verdict"] != NOT_RUN else verdicts.SMALL if row["small_scale"] != NOT_RUN else profile
     try:
-        runs = study(store, "figure1-vgg11", name, data, seeds)
+        found = study(store, "figure1-vgg11", name, data, seeds)
     except InputError:  # no run at that profile
-        return ""
-    if runs.runs.empty:
-        return ""
-    caption = (f"A dot is a training run, a bar a way of pruning with its 95% interval. {pruned_or_not(runs)} Point at a run, "
-               f'or choose it, to see its curve. Profile {name}; <a href="chapters/figure1.html">Figure 1</a> has all of it.')
+        return None
+    return None if found.runs.empty else found
+
+
+def picture(runs: Study) -> str:
+    """Figure 1 with its runs linked and a caption (HTML)."""
+    caption = (f"A dot is a training run, a bar a way of pruning with its 95% interval: point at a run to see its curve. "
+               f'{pruned_or_not(runs)} Profile {runs.profile.name}; more in <a href="chapters/figure1.html">Figure 1</a>.')
     return moving.html(moving.linked(runs), "moving-first", caption).data
 
 
 def first_screen(table: pd.DataFrame, store: Store, profile: str, data: str | None = None, seeds=None) -> HTML:
     """The whole of it, for a chapter to hand to the front page; the working directory is the project's root."""
-    return HTML(f'<p class="answer">{escape(answer(table))}</p>{picture(table, store, profile, data, seeds)}{tiles(table)}'
+    runs = figure1(table, store, profile, data, seeds)
+    return HTML(f'<p class="answer">{escape(answer(table))}</p>{picture(runs) if runs else ""}{tiles(table)}'
                 f"{questions(Path.cwd())}")
+
+
+def banner(store: Store, profile: str) -> str:
+    """What every page says of the size behind it: profile, data and device (HTML); empty at the paper's own scale."""
+    about = [about for _, _, about in store.about() if about["profile"] == profile]
+    if profile == "paper" or not about:
+        return ""
+    which = "; ".join(", ".join(dict.fromkeys(each[name] for each in about)) for name in ("data_title", "device"))
+    words = ("This build proves that the machinery works, and nothing about the paper" if profile == "smoke"
+             else "Not the paper's own scale")
+    return f"{words}: profile {escape(profile)}; {escape(which)}"
+
+
+def write_head(table: pd.DataFrame, store: Store, profile: str, data: str | None, seeds, output: str) -> None:
+    """Write to `output` what `book/_ext/page_head.py` puts at the head of every page: banner.html, and card.png, the
+    picture that a link to the book is shown with (where there are runs)."""
+    Path(output, "banner.html").write_text(banner(store, profile))
+    if runs := figure1(table, store, profile, data, seeds):
+        Path(output, "card.png").write_bytes(moving.png(moving.linked(runs)))

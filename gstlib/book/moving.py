@@ -34,7 +34,7 @@ _CONFIG = {
     "axisY": {"minExtent": 34, "maxExtent": 34, "tickCount": 5, "titlePadding": 6},
     "axisX": {"tickCount": 6, "labelFlush": False},
     "legend": {"labelColor": _INK, "titleColor": _INK, "labelFontSize": 12, "titleFontSize": 12, "labelLimit": 240,
-               "titleFontWeight": "normal", "orient": "bottom", "columns": 3},
+               "titleFontWeight": "normal", "orient": "bottom", "columns": 3, "symbolOpacity": 1},
     "title": {"color": _INK, "fontSize": 13, "fontWeight": "normal", "anchor": "start"},
     "text": {"color": _INK, "fontSize": 13}, "rule": {"color": _INK},
 }
@@ -101,7 +101,7 @@ def linked(study: Study) -> alt.HConcatChart:
         alt.Y("accuracy:Q", title="test accuracy (%)", scale=alt.Scale(zero=False)),
         _coloured(ways), detail="run:N", opacity=bright,
         strokeWidth=alt.condition(chosen, alt.value(2.5), alt.value(1), empty=False),
-    ).properties(width=_panel(2), height=280)
+    ).properties(width=_panel(2), height=230)
     means = []
     for way in ways:
         of = [row for row in rows if row["way"] == way]
@@ -112,22 +112,22 @@ def linked(study: Study) -> alt.HConcatChart:
     return alt.hconcat(
         alt.layer(mean.mark_rule(strokeWidth=2, opacity=0.7, aria=False).encode(alt.Y("low:Q"), y2="high:Q"),
                   mean.mark_tick(orient="horizontal", thickness=3, size=16, opacity=1, aria=False).encode(alt.Y("final:Q")),
-                  points).properties(width=_panel(2), height=280),
+                  points).properties(width=_panel(2), height=230),
         curves, spacing=_GAP).properties(
-            description=f"Final test accuracy against mean instability, {len(rows)} runs of {study.runs['model'].iloc[0]}, and "
-                        f"each run's accuracy over training. {slope(study)}",
+            description=f"Final test accuracy against mean instability, {len(rows)} runs of {study.runs['model'].iloc[0]}, "
+                        f"and each run's accuracy over training. {slope(study)}",
             datasets={"runs": rows, "means": _records(pd.DataFrame(means))})
 
 
 def slope(study: Study) -> str:
     """In a sentence what Figure 1 asks: points of final accuracy that go with a tenfold instability, within seeds."""
     found = text.accuracy_slopes(study)
-    return (f"A tenfold instability goes with {found:+.2f} points of final test accuracy, a t interval over {found.n} seeds."
+    return (f"A tenfold instability goes with {found:.2f} points of final test accuracy, a t interval over {found.n} seeds."
             if found.n > 1 else "There are too few seeds for a slope with its interval.")
 
 
 def fall_and_recovery(study: Study) -> alt.VConcatChart:
-    """One run of a study, whose runs are all pruned, from beginning to end: accuracy, the fall at each event, the filters that go.
+    """One run of a study, whose runs are all pruned, through its epochs: accuracy, the fall at each event, filters that go.
 
     Method, seed and epoch are chosen; the epoch also plays.  A filter is a cell of its layer's strip, in the order of
     removal, and goes dark at its event.
@@ -138,11 +138,12 @@ def fall_and_recovery(study: Study) -> alt.VConcatChart:
     for label in figures.drawn(study, study.labels):
         way, part = figures.legend_name(study, label), study.events[study.events["label"] == label]
         for seed, struck in part.groupby("seed"):
-            events.append({"way": way, "seed": int(seed), "epoch": struck["epoch"].tolist(), "layer": struck["layer"].tolist(),
-                           "change": _percent(struck["t_post"] - struck["t_pre"])})
+            events.append({"way": way, "seed": int(seed), "epoch": struck["epoch"].tolist(),
+                           "layer": struck["layer"].tolist(), "change": _percent(struck["t_post"] - struck["t_pre"])})
         for layer, struck in part[part["seed"] == part["seed"].min()].groupby("layer", sort=False):
             gone = struck["epoch"].repeat(struck["removed"]).tolist()
-            filters.append({"way": way, "layer": layer, "gone": gone + [last + 1] * (int(struck["units"].iloc[0]) - len(gone))})
+            left = int(struck["units"].iloc[0]) - len(gone)
+            filters.append({"way": way, "layer": layer, "gone": gone + [last + 1] * left})
     best = max(ways, key=lambda way: max((abs(c) for e in events if e["way"] == way for c in e["change"]), default=0))
     way = alt.param("way", value=best, bind=alt.binding_select(options=[*ways], name="Method"))
     seeds = sorted({row["seed"] for row in rows})
@@ -157,30 +158,34 @@ def fall_and_recovery(study: Study) -> alt.VConcatChart:
     line = alt.layer(
         whole.mark_line(opacity=_QUIET, strokeWidth=1, aria=False).encode(x, y, _coloured(ways, legend=None)),
         till.mark_line(strokeWidth=2, aria=False).encode(x, y, _coloured(ways, legend=None)),
-        alt.Chart(alt.InlineData([{}])).mark_rule(opacity=0.4, strokeDash=[3, 3]).encode(x=alt.datum(alt.expr("epoch"), type="quantitative")),
+        alt.Chart(alt.InlineData([{}])).mark_rule(opacity=0.4, strokeDash=[3, 3]).encode(
+            x=alt.datum(alt.expr("epoch"), type="quantitative")),
         till.transform_joinaggregate(latest="max(epoch)").transform_filter("datum.epoch == datum.latest").mark_text(
             align="right", fontSize=14, fontWeight=600, x="width", y="height", dy=-6, dx=-4).transform_calculate(
             words="'epoch ' + epoch + ': ' + format(datum.accuracy, '.1f') + '%'").encode(text="words:N"),
     ).add_params(way, seed, now).properties(width=_panel(), height=220)
     shade = alt.condition("datum.epoch <= epoch", alt.value(1), alt.value(_QUIET))
     colours = alt.Scale(domain=layers, range=_LAYERS[:len(layers)])
-    falls = alt.Chart(alt.NamedData("events")).transform_filter(this).transform_flatten(["epoch", "layer", "change"]).mark_bar(
-        width=3, aria=False).encode(x, alt.Y("change:Q", title="change (points)", scale=alt.Scale(nice=True, padding=6), axis=alt.Axis(tickCount=3)), opacity=shade,
-                                    color=alt.Color("layer:N", scale=colours, legend=None),
-                                    tooltip=["epoch:Q", "layer:N", alt.Tooltip("change:Q", title="change at the event (points)")],
-                                    ).properties(width=_panel(), height=90)
+    struck = alt.Chart(alt.NamedData("events")).transform_filter(this)
+    falls = struck.transform_flatten(["epoch", "layer", "change"]).mark_bar(
+        width=3, aria=False).encode(
+        x, alt.Y("change:Q", title="change (points)", scale=alt.Scale(nice=True, padding=6), axis=alt.Axis(tickCount=3)),
+        opacity=shade, color=alt.Color("layer:N", scale=colours, legend=None),
+        tooltip=["epoch:Q", "layer:N", alt.Tooltip("change:Q", title="change at the event (points)")],
+    ).properties(width=_panel(), height=90)
     deep = 4  # filters in a column of a strip
     strip = alt.Chart(alt.NamedData("filters")).transform_filter("datum.way == way").transform_calculate(
         number="sequence(length(datum.gone))").transform_flatten(["number", "gone"]).transform_calculate(
         column=f"floor(datum.number / {deep})", row=f"datum.number % {deep}").mark_rect(aria=False).encode(
         alt.X("column:O", axis=None, scale=alt.Scale(paddingInner=0.25)),
         alt.Y("layer:N", sort=layers, title=None, scale=alt.Scale(paddingInner=0.3)),
-        alt.YOffset("row:O", scale=alt.Scale(paddingInner=0.25)), color=alt.Color(
-            "layer:N", scale=colours, legend=None),
-        opacity=alt.condition("datum.gone <= epoch", alt.value(0.13), alt.value(1))).properties(width=_panel(), height=160, title="filters, dark once they are removed")
+        alt.YOffset("row:O", scale=alt.Scale(paddingInner=0.25)), color=alt.condition(
+            "datum.gone <= epoch", alt.value("#666"), alt.Color("layer:N", scale=colours, legend=None)),
+        opacity=alt.condition("datum.gone <= epoch", alt.value(0.3), alt.value(1)),
+    ).properties(width=_panel(), height=160, title="filters, dark once they are removed")
     return alt.vconcat(line, falls, strip, spacing=8).resolve_scale(color="independent").properties(
-        description="Test accuracy over the epochs, the change at each event and the filters that are left, for the run that is "
-                    f"chosen; at first {best}, seed {seeds[0]}, whose deepest fall is {-deepest:.1f} points.",
+        description="Test accuracy over the epochs, the change at each event and the filters that are left, for the run that "
+                    f"is chosen; at first {best}, seed {seeds[0]}, whose deepest fall is {-deepest:.1f} points.",
         datasets={"runs": rows, "events": events, "filters": filters}, usermeta={"play": "epoch"})
 
 
@@ -202,23 +207,21 @@ def expected_activation() -> alt.HConcatChart:
     colour = alt.Color("side:N", legend=alt.Legend(title=None, columns=2), scale=alt.Scale(
         domain=["cut to 0 by the ReLU", "passes the ReLU"], range=["#8c8c8c", "#0072B2"]))
     density = alt.layer(
-        grid.mark_area(opacity=0.45, aria=False).encode(x, alt.Y("density:Q", title="density"), colour),
+        grid.mark_area(opacity=0.45, aria=False).encode(x, alt.Y("density:Q", title="density", stack=None), colour),
         grid.mark_line(strokeWidth=1.5, color=_INK, aria=False).encode(x, alt.Y("density:Q")),
         alt.Chart(alt.InlineData([{}])).mark_rule(strokeDash=[4, 3]).encode(x=alt.datum(0, type="quantitative")),
     ).add_params(scale, shift, weights, g, z, ebn, norm).properties(width=_panel(2), height=190, title="density, cut at 0")
-    area = alt.layer(
-        grid.mark_area(opacity=0.45, color="#D55E00", aria=False).encode(
-            x, alt.Y("part:Q", title="value × density")),
-        alt.Chart(alt.InlineData([{}])).mark_text(align="left", x=8, y=14, fontSize=15, fontWeight=600).encode(
-            text=alt.value(alt.expr("'area = E[BN] = ' + format(ebn, '.4f')"))),
-    ).properties(width=_panel(2), height=190, title="what passes: its area is the mean activation")
+    area = grid.mark_area(opacity=0.45, color="#D55E00", aria=False).encode(
+        x, alt.Y("part:Q", title="value × density", stack=None)).properties(width=_panel(2), height=190, title=alt.Title(
+            text=alt.expr("'what passes: area = E[BN] = ' + format(ebn, '.4f')")))
     bars = alt.Chart(alt.InlineData([{"score": "E[BN]"}, {"score": "l2 norm"}])).transform_calculate(
         size="datum.score == 'E[BN]' ? ebn : norm").mark_bar(height=16).encode(
-        alt.X("size:Q", title="score (the norm: 1 at the start)", scale=alt.Scale(domain=[0, 3], clamp=True)), alt.Y("score:N", title=None),
+        alt.X("size:Q", title="score (the norm: 1 at the start)", scale=alt.Scale(domain=[0, 3], clamp=True)),
+        alt.Y("score:N", title=None),
         alt.Color("score:N", legend=None, scale=alt.Scale(domain=["E[BN]", "l2 norm"], range=["#D55E00", "#CC79A7"])))
     return ((density | area) & bars.properties(width=_panel(), height=60)).resolve_scale(color="independent").properties(
-        description="A normal density that is cut at 0, and the area behind it: the expected activation E[BN], which follows "
-                    "scale and shift. The norm of the weights follows neither, and E[BN] does not follow the weights.")
+        description="A normal density that is cut at 0, and the area behind it: the expected activation E[BN], which "
+                    "follows scale and shift. The norm of the weights follows neither, and E[BN] does not follow the weights.")
 
 
 def schedule() -> alt.VConcatChart:
@@ -238,17 +241,21 @@ def schedule() -> alt.VConcatChart:
         done="datum.epoch < s ? 0 : min(events, floor((datum.epoch - s) / r) + 1)").transform_calculate(
         removed="floor(total * datum.done / events)")
     scale = alt.Scale(domain=[0, 325], nice=False)
-    strip = epochs.transform_filter("datum.epoch >= s && datum.epoch <= e && (datum.epoch - s) % r == 0").mark_tick(
-        thickness=2, height=26, color="#D55E00", aria=False).encode(alt.X("epoch:Q", axis=None, scale=scale)).properties(
-        width=_panel(), height=28, title=alt.Title(text=alt.expr(
-            "events + (events > 1 ? ' events' : ' event') + ', the rate is ' + format(rate, '.1%') + ' of the layer'")))
+    strip = alt.layer(
+        alt.Chart(alt.InlineData([{}])).mark_rule(opacity=0.5).encode(
+            alt.XDatum(alt.expr("s"), type="quantitative", axis=None, scale=scale), alt.X2Datum(alt.expr("e"))),
+        epochs.transform_filter("datum.epoch >= s && datum.epoch <= e && (datum.epoch - s) % r == 0").mark_tick(
+            thickness=2, height=26, color="#D55E00", aria=False).encode(alt.X("epoch:Q", axis=None, scale=scale)),
+    ).properties(width=_panel(), height=28, title=alt.Title(text=alt.expr(
+        "events + (events > 1 ? ' events' : ' event') + ', the rate is ' + format(rate, '.1%') + ' of the layer'")))
     stairs = epochs.mark_area(interpolate="step-after", line={"color": "#0072B2", "strokeWidth": 2}, color="#0072B2",
                               opacity=0.3, aria=False).encode(
-        alt.X("epoch:Q", title="epoch", scale=scale), alt.Y("removed:Q", title="units removed", scale=alt.Scale(domain=[0, alt.expr("units")], nice=False)))
+        alt.X("epoch:Q", title="epoch", scale=scale),
+        alt.Y("removed:Q", title="units removed", stack=None, scale=alt.Scale(domain=[0, alt.expr("units")], nice=False)))
     return alt.vconcat(strip, stairs.properties(width=_panel(), height=200), spacing=4).add_params(
         *sliders, units, events, total, rate).properties(
-            description="Pruning events over the epochs and the number of units that are gone, by first and last epoch, share "
-                        "and period. Figure 1's last layer has 7 events at r = 40, a rate of 13%; 18% at 60, 30% at 100.")
+            description="Pruning events over the epochs and the number of units that are gone, by first and last epoch, "
+                        "share and period. Figure 1's last layer has 7 events at r = 40, a rate of 13%; 18% at 60, 30% at 100.")
 
 
 def doses(studies: Iterable[Study]) -> pd.DataFrame:
@@ -280,7 +287,8 @@ def dose(rows: pd.DataFrame) -> alt.LayerChart:
     Colour is the target, size the iterative rate, shape the network; the figure is chosen.
     """
     every = list(dict.fromkeys(name for names in rows["figures"] for name in names))
-    chosen = alt.param("figure", value="every figure", bind=alt.binding_select(options=["every figure", *every], name="Figure"))
+    chosen = alt.param("figure", value="every figure",
+                       bind=alt.binding_select(options=["every figure", *every], name="Figure"))
     targets = {t: colour for t, colour in _TARGETS.items() if t in set(rows["target"])}
     base = alt.Chart(alt.NamedData("ways")).transform_filter(
         "figure == 'every figure' || indexof(datum.figures, figure) >= 0").encode(
@@ -328,3 +336,9 @@ def html(chart: alt.TopLevelMixin, name: str, caption: str = "") -> HTML:
     return HTML(f'<figure class="moving" id="{name}"><div class="still">{still}</div>'
                 f'<script type="application/json">{data}</script>'
                 + (f"<figcaption>{caption}</figcaption>" if caption else "") + "</figure>")
+
+
+def png(chart: alt.TopLevelMixin) -> bytes:
+    """A chart as a picture on white, in PNG."""
+    still = vl_convert.vegalite_to_svg(chart.to_dict() | {"config": _CONFIG | {"background": "white"}})
+    return vl_convert.svg_to_png(still.replace(_INK, "#222"), scale=1.6)

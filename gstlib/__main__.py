@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import signal
@@ -13,7 +14,8 @@ from pathlib import Path
 import pandas as pd
 
 from gstlib import experiments, files
-from gstlib.errors import InputError, plain
+from gstlib.errors import Forgiving, InputError, plain
+from gstlib.spec import DATASETS
 from gstlib.store import NewerSchema, Store, export, import_
 
 
@@ -21,11 +23,23 @@ def _runs(args) -> list[tuple[str, experiments.Labelled]]:
     """(figure, labelled run) of everything asked for."""
     from gstlib.campaign import todo
 
-    return todo.plan(_figures(args), args.profile, args.data, args.seeds)[0]
+    return todo.plan(_figures(args), _profile(args), args.data, args.seeds)[0]
+
+
+def _profile(args) -> str:
+    return "smoke" if args.profile is None else args.profile
 
 
 def _figures(args) -> list[str]:
-    return list(experiments.EXPERIMENTS) if args.figures in ([], ["all"]) else args.figures
+    if "all" in args.figures and len(args.figures) > 1:
+        raise InputError("'all' stands for every figure; name it alone")
+    return experiments.every(args.profile, args.data) if args.figures in ([], ["all"]) else args.figures
+
+
+def _check_campaign(args) -> None:
+    """A campaign has its own figures, profiles and seeds; none that is named is passed over."""
+    if args.figures or args.profile is not None or args.seeds is not None:
+        raise InputError("--campaign has figures, profiles and seeds of its own; leave FIGURE, --profile and --seeds out")
 
 
 def _print(frame: pd.DataFrame, as_json: bool) -> None:
@@ -41,6 +55,7 @@ def command_list(args) -> int:
     """Every run of the figures named (all, when none is) at a profile: figure, label, seed, id, stored or not."""
     store = Store(args.results)
     if args.campaign:
+        _check_campaign(args)
         return _list_campaign(args, store)
     runs, stored = _runs(args), set(store.ids())
     _print(pd.DataFrame([{
@@ -72,19 +87,22 @@ def _list_campaign(args, store: Store) -> int:
 def command_run(args) -> int:
     """Train what is missing of the figures named and store each run as it ends."""
     from gstlib.campaign import runner
+    from gstlib.training.engine import switch_off
 
+    switch_off(args.without)
     store = Store(args.results)
     options = {name: getattr(args, name) for name in (
         "workers", "replicas", "time_limit", "quiet", "executor", "address", "gpus_per_group", "checkpoint_every")}
     if args.campaign:
+        _check_campaign(args)
         outcome = runner.run_campaign(store, args.data, args.device, **options)
     else:
-        outcome = runner.train_missing(store, _figures(args), args.profile, args.data, args.seeds, args.device,
+        outcome = runner.train_missing(store, _figures(args), _profile(args), args.data, args.seeds, args.device,
                                        **options)
     for run_id, why in outcome.failed.items():
-        print(f"failed: {run_id}: {why}", file=sys.stderr)
+        print(f"failed: {run_id}: {plain(why, 1000)}", file=sys.stderr)
     print(f"{len(outcome.trained)} runs trained, {outcome.stored} were stored already, "
-          f"{len(outcome.left)} left for lack of time, {len(outcome.failed)} failed; results in {store.path}")
+          f"{len(outcome.left)} left for lack of time, {len(outcome.failed)} failed; results in {plain(store.path, 5000)}")
     return 1 if outcome.failed else 0
 
 
@@ -110,7 +128,7 @@ def command_verify(args) -> int:
                      "epochs": len(epochs), "final_accuracy": round(float(run.tables["final"]["accuracy"].iloc[0]), 4),
                      "commit": plain(run.provenance["commit"])[:12]}
         except InputError as error:
-            found = {"ok": None if isinstance(error, NewerSchema) else False, "problem": str(error)}
+            found = {"ok": None if isinstance(error, NewerSchema) else False, "problem": plain(error, 1000)}
         rows.append({"id": run_id} | nothing | found)
     _print(pd.DataFrame(rows), args.json)
     whole, bad, newer = (sum(row["ok"] is ok for row in rows) for ok in (True, False, None))
@@ -124,7 +142,7 @@ def command_export(args) -> int:
     """Pack stored runs into one archive (all of them; or the stored ones of the figures named)."""
     store = _existing(args.results)
     ids = {run.spec.id for _, run in _runs(args)} & set(store.ids()) if args.figures else None
-    print(f"{export(store, args.archive, ids)} runs packed into {args.archive}")
+    print(f"{export(store, args.archive, ids)} runs packed into {plain(args.archive, 5000)}")
     return 0
 
 
@@ -132,23 +150,25 @@ def command_import(args) -> int:
     """Take the runs of an archive into the results folder; exit code 1 when one is refused."""
     store = Store(args.results)
     added, known, refused = import_(store, args.archive)
-    print(f"{len(added)} runs added to {store.path}, {len(known)} were there already, {len(refused)} refused")
+    print(f"{len(added)} runs added to {plain(store.path, 5000)}, {len(known)} were there already, {len(refused)} refused")
     for name, why in refused.items():
-        print(f"refused: {name}: {why}", file=sys.stderr)
+        print(f"refused: {plain(name)}: {plain(why, 1000)}", file=sys.stderr)
     return 1 if refused else 0
 
 
 def command_bench(args) -> int:
     """Measure steps per second against a plain PyTorch loop, what each technique gives, what events and scores cost."""
     from gstlib.bench import measure
-    from gstlib.training.engine import pick_device
+    from gstlib.training.engine import pick_device, switch_off
+
+    switch_off(args.without)
 
     def keep(result: dict) -> None:
         if args.output:
             place = Path(args.output)
             try:
                 place.parent.mkdir(parents=True, exist_ok=True)
-                files.write_whole(place, lambda file: file.write(f"{json.dumps(result, indent=1)}\n".encode()))
+                files.write_output(place, lambda file: file.write(f"{json.dumps(result, indent=1)}\n".encode()))
             except OSError as error:
                 raise InputError(f"the figures cannot be written to {place} ({error.strerror}); "
                                  "name a file in a folder that can be written to") from error
@@ -159,7 +179,7 @@ def command_bench(args) -> int:
 
 
 def _existing(results: str) -> Store:
-    if not Path(results).is_dir():
+    if not os.path.exists(results):
         raise InputError(f"results folder {results} does not exist; name one with --results")
     return Store(results)
 
@@ -174,13 +194,14 @@ def parser() -> argparse.ArgumentParser:
         name, text = function.__name__.removeprefix("command_"), function.__doc__ or ""  # none under python -OO
         sub = commands.add_parser(name, help=text.split(";")[0].rstrip("."), description=text)
         sub.set_defaults(function=function)
-        sub.add_argument("--results", default=os.environ.get("GSTLIB_RESULTS", "results"), metavar="DIR",
+        sub.add_argument("--results", default=os.environ.get("GSTLIB_RESULTS") or "results", metavar="DIR",
                          help="folder of stored runs (default: %(default)s)")
         if figures:
             sub.add_argument("figures", nargs="*", metavar="FIGURE",
                              help=f"which figures: {', '.join(experiments.EXPERIMENTS)}; default all")
-            sub.add_argument("--profile", default="smoke", help=f"{', '.join(experiments.PROFILES)}; default: smoke")
-            sub.add_argument("--data", help="digits, cifar10, or a folder or archive of images; default: the profile's")
+            sub.add_argument("--profile", help=f"{', '.join(experiments.PROFILES)}; default: smoke")
+            sub.add_argument("--data", help=f"{', '.join(DATASETS)}, or the path of a folder or archive of images; "
+                                            "default: the profile's")
             sub.add_argument("--seeds", help="a number of seeds, a range 2-5 or a list 0,4,7; default: the profile's")
         if as_json:
             sub.add_argument("--json", action="store_true", help="print JSON")
@@ -190,6 +211,9 @@ def parser() -> argparse.ArgumentParser:
     _, measure = add(command_verify, figures=False), add(command_bench, figures=False)
     for sub in (listing, run, measure):
         sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    for sub in (run, measure):
+        sub.add_argument("--without", metavar="NAMES", help="of capture, streams, compile, autotune, fused-optimiser, with "
+                         "commas between: what the engine is not to use, as GSTLIB_WITHOUT")
     for sub in (listing, run):
         sub.add_argument("--campaign", action="store_true", help="all that is missing, most valuable first; no FIGURE")
     run.add_argument("--workers", type=int, help="runs at a time on a CPU (default: one a core), GPUs (default: all)")
@@ -216,36 +240,32 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-class _Forgiving:
-    """A stream whose reader may be gone: what cannot be said is dropped, and work goes on."""
-
-    def __init__(self, stream):
-        self.stream = stream
-
-    def __getattr__(self, name: str):
-        return getattr(self.stream, name)
-
-    def write(self, text: str) -> int:
-        with suppress(OSError, ValueError):
-            return self.stream.write(text)
-        return 0
-
-    def flush(self) -> None:
-        with suppress(OSError, ValueError):
-            self.stream.flush()
+def _open_streams() -> None:
+    """Let what is written to a closed stream go nowhere, not into a file that happens to get its number; and let a
+    terminal of few characters show the others by their numbers."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+    with suppress(AttributeError):  # closed, or a notebook's
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code (2: bad input, 130 or 143: interrupted by SIGINT or SIGTERM,
     141: nobody read to the end)."""
+    _open_streams()
     args = parser().parse_args(argv)
-    with redirect_stderr(_Forgiving(sys.stderr or open(os.devnull, "w"))):
+    with redirect_stderr(Forgiving(sys.stderr)):
         try:
+            if not args.results:
+                raise InputError("--results must name a folder")
             code = args.function(args)
             print(end="", flush=True)
             return code
         except InputError as error:
-            print(f"gstlib: {error}", file=sys.stderr)
+            print(f"gstlib: {plain(error, 5000)}", file=sys.stderr)
             return 2
         except KeyboardInterrupt as interrupt:
             print("gstlib: interrupted; finished runs are stored, runs in progress keep their checkpoints, "
@@ -256,8 +276,9 @@ def main(argv: list[str] | None = None) -> int:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             if isinstance(error, BrokenPipeError):
                 return 128 + signal.SIGPIPE
-            print(f"gstlib: {error}", file=sys.stderr)
-            return 1
+            said = error if error.filename else f"standard output cannot be written: {error.strerror}"
+            print(f"gstlib: {plain(said, 5000)}", file=sys.stderr)
+            return 2 if error.errno == errno.ENAMETOOLONG else 1
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""3x3 convolution that is one matrix product on a CPU where the maps are small.
+"""3x3 convolution and 2x2 pooling that a CPU does faster.
 
 On maps of 4x4 and below, where this paper's pruned layers work, the CPU
 library's convolution spends most of a training step in its backward pass.
 Unfolding the few pixels and multiplying once made a whole training step of
 half-width VGG11 at batch 128 (bf16, one thread) 20 to 45 % shorter.
+
+Its pooling of contiguous maps goes pixel by pixel; two maxima, of whole rows
+and then of columns, give the same values ten times as fast.
 """
 
 from __future__ import annotations
@@ -57,17 +60,29 @@ class _SmallMapConvolution(torch.autograd.Function):
 class Conv2d(nn.Conv2d):
     """`torch.nn.Conv2d`, computed as one matrix product when training on small maps on a CPU."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (n, c, h, w) -> (n, out, h', w'), as `torch.nn.Conv2d`."""
+    def _conv_forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         small = (
-            x.dim() == 4 and x.device.type == "cpu" and torch.is_grad_enabled() and x.shape[-2] * x.shape[-1] <= _SMALL
+            self.training and torch.is_grad_enabled()  # in evaluation mode second derivatives may be wanted
+            and x.dim() == 4 and x.device.type == "cpu" and x.shape[-2] * x.shape[-1] <= _SMALL
             and self.kernel_size == (3, 3) and self.stride == (1, 1) and self.padding == (1, 1)
             and self.dilation == (1, 1) and self.groups == 1 and self.padding_mode == "zeros"
         )
         if not small:
-            return super().forward(x)
-        weight, bias = self.weight, self.bias
+            return super()._conv_forward(x, weight, bias)
         if torch.is_autocast_enabled("cpu"):
             dtype = torch.get_autocast_dtype("cpu")
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         return _SmallMapConvolution.apply(x, weight, bias)
+
+
+class MaxPool2d(nn.MaxPool2d):
+    """`torch.nn.MaxPool2d`, as two maxima where a CPU pools contiguous maps by windows of 2x2 and needs no gradient."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (n, c, h, w) -> (n, c, h', w'), as `torch.nn.MaxPool2d`."""
+        plain = (self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode) == (2, 2, 0, 1, False)
+        if (plain and x.dim() == 4 and x.device.type == "cpu" and not torch.is_grad_enabled() and x.is_contiguous()
+                and x.shape[2] % 2 == x.shape[3] % 2 == 0 and not self.return_indices):
+            rows = torch.maximum(x[:, :, ::2], x[:, :, 1::2])
+            return torch.maximum(rows[..., ::2], rows[..., 1::2])
+        return super().forward(x)

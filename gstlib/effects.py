@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from gstlib.errors import InputError
 from gstlib.masking import MaskedLayer
 from gstlib.pruning import check_effect
 
@@ -22,7 +23,7 @@ class Disturbance:
     units: torch.Tensor
     batches: int
     sd: float = 0.0
-    saved: torch.Tensor | None = None
+    saved: list[torch.Tensor] = field(default_factory=list)
     places: torch.Tensor = field(init=False)  # the units' indices, found once: to look for them makes a GPU wait
 
     def __post_init__(self):
@@ -36,6 +37,8 @@ class Effect:
     * "remove-weights": weights masked for good, batch normalisation left alone (Figure 5's prune L);
     * "zero": weights set to 0 and held there for `batches` batches, then trained on from 0;
     * "zero-restore": the same, then set back to what they were;
+    * "zero-cumulative": the same for all units that any event of the layer has targeted so far, which then get back bias,
+      scale, shift and running statistics as well (final version, Figure D2);
     * "gaussian": normal noise added to the stored weights, where it stays and
       trains on: once for `batches` = 0, else fresh noise for each of
       `batches` training batches, the first at the event, so that in the end
@@ -66,23 +69,29 @@ class Effect:
 
     @torch.no_grad()
     def apply(self, layer: MaskedLayer, units: torch.Tensor) -> None:
-        """Strike `units` (bool, one entry a unit) of `layer`; `layer.present` is already updated."""
-        if self.kind == "remove":
+        """Strike `units` (bool, one entry a unit) of `layer`."""
+        if self.kind.startswith("remove"):
             layer.remove(units)
-        elif self.kind == "remove-weights":
-            layer.remove(units, weights_only=True)
-        elif self.kind.startswith("gaussian"):
+            return
+        layer.target(units)
+        if self.kind.startswith("gaussian"):
             self._strike_gaussian(layer, units)
         else:
             self._strike_zero(layer, units)
 
     def _strike_zero(self, layer: MaskedLayer, units: torch.Tensor) -> None:
-        saved = layer.parameter[units].clone() if self.kind == "zero-restore" else None
+        if self.kind == "zero-cumulative":
+            units = ~layer.present
+        saved = [tensor[units].clone() for tensor in self._kept(layer)]
         if self.batches == 0:
             layer.parameter[units] = 0
             return
-        layer.weight_mask[units] = 0
+        layer.held[units] = 1
         self.active.append(Disturbance(layer, units, self.batches, saved=saved))
+
+    def _kept(self, layer: MaskedLayer) -> list[torch.Tensor]:
+        """What the units get back in the end."""
+        return {"zero-restore": layer.stored[:1], "zero-cumulative": layer.stored}.get(self.kind, [])
 
     def _strike_gaussian(self, layer: MaskedLayer, units: torch.Tensor) -> None:
         untouched = layer.present if layer.present.any() else torch.ones_like(layer.present)
@@ -127,14 +136,38 @@ class Effect:
         self.active = still
 
     def _release(self, disturbance: Disturbance) -> None:
-        layer, units = disturbance.layer, disturbance.units
+        layer, places = disturbance.layer, disturbance.places
         if self.kind.startswith("gaussian"):
             if self.noisy:
-                layer.noise.index_fill_(0, disturbance.places, 0)
+                layer.noise.index_fill_(0, places, 0)
             return
         # Adam's moments moved the stored weights while the mask hid them
-        layer.parameter[units] = 0 if disturbance.saved is None else disturbance.saved
-        layer.weight_mask[units] = 1
+        layer.parameter.index_fill_(0, places, 0)
+        for tensor, saved in zip(self._kept(layer), disturbance.saved):
+            tensor.index_copy_(0, places, saved)
+        layer.held.index_fill_(0, places, 0)
+
+    @torch.no_grad()
+    def end(self) -> None:
+        """Let everything in force be over."""
+        for disturbance in self.active:
+            self._release(disturbance)
+        self.active = []
+
+    def check_known(self, layers: list[MaskedLayer]) -> None:
+        """Raise `InputError` when the network is disturbed by an effect whose end nobody knows."""
+        for layer in layers:
+            known = torch.zeros(layer.units, dtype=torch.bool, device=layer.parameter.device)
+            for disturbance in self.active:
+                if disturbance.layer is layer:
+                    known |= disturbance.units
+            held, noise = layer.held, layer.noise
+            disturbed = known & False if held is None else held > 0.5
+            if noise is not None:
+                disturbed = disturbed | noise.flatten(1).any(1)
+            if (disturbed & ~known).any():
+                raise InputError(f"units of layer {layer.name!r} are disturbed for a time that this Pruner does not know; "
+                                 "load its state (load_state_dict) together with the network's")
 
     def state_dict(self, layers: list[MaskedLayer]) -> dict:
         """What is in force, layers by their place in `layers`, and the state of a generator on the device; masks and
@@ -149,7 +182,7 @@ class Effect:
         for entry in state["active"]:
             layer = layers[entry["layer"]]
             device = layer.parameter.device
-            saved = None if entry["saved"] is None else entry["saved"].to(device)
+            saved = [tensor.to(device) for tensor in entry["saved"]]
             self.active.append(Disturbance(layer, entry["units"].to(device), entry["batches"], entry["sd"], saved))
         if state["on_device"] is not None:
             self._generator(layers[0].parameter.device).set_state(state["on_device"])

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, whoever is killed in the midst of writing them."""
 
 import os
+import re
 import stat
 import tempfile
 import time
@@ -35,6 +36,13 @@ def write_whole(place: Path, write: Callable[[IO[bytes]], object]) -> None:
         folder = os.open(place.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
+
+
+def write_output(place: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """`write_whole` where a user said, unless that is where a stored run belongs, in whatever results folder."""
+    if re.fullmatch(r"[0-9a-f]{16}\.parquet", place.name):
+        raise FileExistsError(17, "that is the name of a stored run's file", str(place))
+    write_whole(place, write)
 
 
 def sweep(folder: Path) -> None:

@@ -1,112 +1,101 @@
-"""Masks: what is removed from a layer, as buffers that the forward pass multiplies with.
+"""Masks: what is removed from a layer, as conditions by which the forward pass selects.
 
-The optimiser keeps the parameters it was given.  What the network computes
-with is parameter x mask (+ noise), through torch's own parametrisation
-mechanism, so a removed unit is exactly 0 in the output and in the gradient,
-and no momentum can bring it back.  This works on any network that torch.fx
-can trace; nothing is subclassed or patched.
+Parameters stay what they are, under their own names: no optimiser, averaging,
+initialisation or checkpoint sees anything new.  Whole units are removed by
+silencing outputs: behind the layer, and wherever a 0 would not stay 0
+(`gstlib.surroundings`), a hook puts 0 in the units' place, so that their
+gradient is exactly 0 too.  Single weights are removed where the layer reads
+its weight.  A mask is a buffer that is 0 where everything is present; whatever
+is above 0 is removed, so that an average over buffers (which torch cannot
+take of bools) can only remove.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
-import operator
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import fx, nn
+from torch import nn
+from torch.func import functional_call
+from torch.nn import functional as F
 from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_leaves
 
 from gstlib import scores
 from gstlib.errors import InputError
-
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
-_ELEMENTWISE = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Mish, nn.Identity, nn.Dropout)
-_ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+from gstlib.surroundings import MASKS, Surroundings, Unit, aside
 
 
-class _Tracer(fx.Tracer):
-    """Follows a forward pass without looking into layers, subclasses of torch's own included."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (nn.Conv2d, nn.Linear, *_BATCH_NORMS)) or super().is_leaf_module(m, module_qualified_name)
+def _silence_removed(module: nn.Module, _inputs, output: torch.Tensor) -> torch.Tensor:
+    return torch.where(module.removed_units > 0, 0, output)
 
 
-@dataclass(frozen=True)
-class Unit:
-    """A prunable layer's surroundings: its batch normalisation, and the block whose sum it feeds."""
-
-    layer: str
-    batch_norm: str | None
-    block: str | None
+def _silence_output(module: nn.Module, _inputs, output: torch.Tensor) -> torch.Tensor:
+    return torch.where(module.silent_units > 0, 0, output)
 
 
-def trace(model: nn.Module) -> dict[str, Unit]:
-    """Every convolution and linear layer in forward order, with what removal of a unit must reach.
-
-    `block` is the innermost module that adds the layer's output to a
-    shortcut.  Raises `InputError` when the network cannot be traced.
-    """
-    try:
-        graph = _Tracer().trace(model)
-    except Exception as error:  # fx reports untraceable code by whatever that code raised
-        raise InputError(
-            f"cannot follow {type(model).__name__}'s forward pass ({error}); "
-            "mark the part that branches on values with torch.fx.wrap"
-        ) from error
-    modules = dict(model.named_modules())
-    units: dict[str, Unit] = {}
-    for node in graph.nodes:
-        if node.op != "call_module" or not isinstance(modules[node.target], (nn.Conv2d, nn.Linear)):
-            continue
-        out, batch_norm = node, None
-        users = list(node.users)
-        if len(users) == 1 and users[0].op == "call_module" and isinstance(modules[users[0].target], _BATCH_NORMS):
-            out, batch_norm = users[0], users[0].target
-        units[node.target] = Unit(node.target, batch_norm, _block_of_sum(out, modules))
-    return units
+def _silence_input(module: nn.Module, inputs: tuple) -> tuple:
+    return torch.where(module.silent_inputs > 0, 0, inputs[0]), *inputs[1:]
 
 
-def _block_of_sum(node: fx.Node, modules: dict[str, nn.Module]) -> str | None:
-    for user in node.users:
-        if user.target in _ADDITIONS and all(isinstance(arg, fx.Node) for arg in user.args[:2]):
-            stack = list(user.meta.get("nn_module_stack", {}))
-            block = stack[-1] if stack else ""
-            if not block or block not in modules:
-                raise InputError(f"the sum that {node.target!r} feeds lies in the network's outermost forward; "
-                                 "put the block into a module of its own so that its shortcut can be pruned")
-            if not _ends_in(user, block, modules):
-                raise InputError(f"block {block!r} goes on after the sum that {node.target!r} feeds; "
-                                 "put the sum into a module of its own so that its channels can be masked there")
-            return block
+_HOOKS = {"removed_units": _silence_removed, "silent_units": _silence_output, "silent_inputs": _silence_input}
+
+
+class _Weighed:
+    """What a layer's class is mixed with to compute with a weight of which parts are removed, held at 0 or noised."""
+
+    def weight_in_force(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight as the forward pass sees it."""
+        if self.removed_weights is not None:
+            weight = torch.where(self.removed_weights > 0, 0, weight)
+        if self.held_units is not None:  # an average of some that were held and some that were not is not held
+            weight = torch.where(self.held_units > 0.5, 0, weight)
+        return weight if self.weight_noise is None else weight + self.weight_noise
+
+    def _get_name(self) -> str:
+        return type(self).__bases__[1].__name__
+
+    def __reduce_ex__(self, protocol):
+        return _blank, (type(self).__bases__[1],), self.__dict__
+
+
+class _WeighedConv(_Weighed):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, self.weight_in_force(weight), bias)
+
+
+class _WeighedLinear(_Weighed):
+    def forward(self, x):
+        return F.linear(x, self.weight_in_force(self.weight), self.bias)
+
+
+class _WeighedTransposed(_Weighed):
+    def forward(self, x, output_size=None):
+        n = len(self.kernel_size)
+        padding = self._output_padding(x, output_size, self.stride, self.padding, self.kernel_size, n, self.dilation)
+        return getattr(F, f"conv_transpose{n}d")(x, self.weight_in_force(self.weight), self.bias, self.stride, self.padding,
+                                                 padding, self.groups, self.dilation)
+
+
+_WEIGHED = {nn.Linear: _WeighedLinear, nn.Conv1d: _WeighedConv, nn.Conv2d: _WeighedConv, nn.Conv3d: _WeighedConv,
+            nn.ConvTranspose1d: _WeighedTransposed, nn.ConvTranspose2d: _WeighedTransposed,
+            nn.ConvTranspose3d: _WeighedTransposed}
+
+
+@functools.cache  # one class for all networks, so that code compiled for one serves the others
+def _weighed(kind: type) -> type | None:
+    """`kind` with `_Weighed` mixed in; None for a class that has a forward pass of its own."""
+    for base, mixin in _WEIGHED.items():
+        if issubclass(kind, base) and kind.forward is base.forward:
+            return type(kind.__name__, (mixin, kind), {})
     return None
 
 
-def _ends_in(node: fx.Node, block: str, modules: dict[str, nn.Module]) -> bool:
-    """Whether nothing but elementwise operations lies between `node` and the output of `block`."""
-    def elementwise(user: fx.Node) -> bool:
-        if user.op == "call_module":
-            return isinstance(modules[user.target], _ELEMENTWISE)
-        name = user.target if isinstance(user.target, str) else user.target.__name__
-        return name.rstrip("_") in ("relu", "relu6", "hardswish", "silu", "gelu", "dropout", "mul")
-
-    inside = [user for user in node.users if block in user.meta.get("nn_module_stack", {})]
-    return all(elementwise(user) and _ends_in(user, block, modules) for user in inside)
-
-
-class Mask(nn.Module):
-    """Parametrisation: parameter x mask, plus noise where a layer is to carry noise."""
-
-    def __init__(self, parameter: torch.Tensor, noisy: bool = False):
-        super().__init__()
-        self.register_buffer("mask", torch.ones_like(parameter, requires_grad=False))
-        self.register_buffer("noise", torch.zeros_like(parameter, requires_grad=False) if noisy else None)
-
-    def forward(self, parameter: torch.Tensor) -> torch.Tensor:
-        """The parameter as the network sees it."""
-        masked = parameter * self.mask
-        return masked if self.noise is None else masked + self.noise
+def _blank(kind: type) -> nn.Module:
+    weighed = _weighed(kind)
+    return weighed.__new__(weighed)
 
 
 def _score(name: str) -> Callable[..., torch.Tensor]:
@@ -114,111 +103,387 @@ def _score(name: str) -> Callable[..., torch.Tensor]:
     return getattr(scores, name.replace("-", "_"))
 
 
-def check_score(model: nn.Module, unit: Unit, score: str) -> None:
-    """Raise `InputError` when `score` needs a scale and shift and no batch normalisation that has them follows the layer."""
-    needs = inspect.signature(_score(score)).parameters
-    if "gamma" in needs and (not unit.batch_norm or model.get_submodule(unit.batch_norm).weight is None):
-        raise InputError(f"layer {unit.layer!r} is not followed by batch normalisation with a scale and shift, "
+def check_layer(around: Surroundings, name: str, structure: str, score: str, effect: str) -> Unit:
+    """The surroundings of layer `name`; raises `InputError` where it cannot be scored or masked as asked for."""
+    model, module = around.model, around.model.get_submodule(name)
+    if parametrize.is_parametrized(module) or "weight" not in module._parameters:
+        raise InputError(f"the weight of layer {name!r} is computed anew in every pass (weight_norm, spectral_norm, "
+                         "torch.nn.utils.prune); make it a plain parameter again first")
+    if isinstance(module, nn.modules.conv._ConvTransposeNd) and module.groups > 1:
+        raise InputError(f"layer {name!r} is a transposed convolution in groups, which cannot be pruned")
+    sharing = [other for other, m in model.named_modules() if m is not module
+               and any(p is q for p in m._parameters.values() if p is not None for q in module._parameters.values())]
+    if sharing or any(node.op == "get_attr" and node.target.startswith(f"{name}.") for node in around.graphs[0].nodes):
+        raise InputError(f"layer {name!r} shares its parameters with {sharing[0] if sharing else 'the forward pass'!r}, "
+                         "where they would not be pruned")
+    norms = around.batch_norms(name)
+    if "gamma" in inspect.signature(_score(score)).parameters and (
+            not norms or any(model.get_submodule(norm).weight is None for norm in norms)):
+        raise InputError(f"layer {name!r} is not followed by batch normalisation with a scale and shift, "
                          "so E[BN] is undefined there; use score 'l2' or 'l1'")
+    if structure == "filter" and effect == "remove":
+        return around.unit(name)
+    if effect != "gaussian" and not isinstance(module, _Weighed) and _weighed(type(module)) is None:
+        raise InputError(f"layer {name!r} is a {type(module).__name__}, whose forward pass is its own; "
+                         "only whole filters can be removed from it")
+    return Unit(name, norms)
 
 
-def _mask_maps(module: nn.Module, _inputs, output: torch.Tensor) -> torch.Tensor:
-    return output * module.unit_mask.view(1, -1, 1, 1)
-
-
-def _mask_features(module: nn.Module, _inputs, output: torch.Tensor) -> torch.Tensor:
-    return output * module.unit_mask
+def _note_activation(module: nn.Module, _inputs, output: torch.Tensor) -> None:
+    """Every tenth training batch, bring the running mean (momentum .9) of each unit's rectified l1 norm up to date."""
+    if module.training:
+        module.active_batches.add_(1)
+        norm = output.detach().relu().float().movedim(1, -1).flatten(0, -2).sum(0)
+        new = 0.9 * module.active_units + 0.1 * norm
+        module.active_units.copy_(torch.where(module.active_batches % 10 == 0, new, module.active_units))
 
 
 class MaskedLayer:
-    """A layer whose units can be removed, with its batch normalisation and its block's shortcut.
+    """A layer whose units can be removed, with whatever must be silent behind it.
 
     `structure` is "filter" (units are filters or rows) or "weight" (single
-    weights).  `present` (bool, one entry a unit) is False for every unit that
-    an event has already targeted.  Raises `InputError` where the layer
-    cannot be scored by `score`.
+    weights); `effect` says which masks the layer needs.  All state lies in
+    the network's buffers.
     """
 
-    def __init__(self, model: nn.Module, unit: Unit, structure: str, score: str, noisy: bool = False):
-        check_score(model, unit, score)
-        self.name, self.structure, self.score = unit.layer, structure, score
+    def __init__(self, model: nn.Module, unit: Unit, structure: str, score: str, effect: str = "remove", held: bool = False):
+        self.name, self.structure, self.score, self.unit = unit.layer, structure, score, unit
         self.module = model.get_submodule(unit.layer)
-        self.batch_norm = model.get_submodule(unit.batch_norm) if unit.batch_norm else None
-        # whose outputs are masked, because no parameter's mask makes them 0
-        self._outputs = [model.get_submodule(unit.block)] if unit.block and structure == "filter" else []
-        if self.batch_norm is not None and self.batch_norm.weight is None:
-            self._outputs += [self.batch_norm] if structure == "filter" else []
-            self.batch_norm = None  # no scale or shift to score or to mask
-        self._masks = {"weight": self._attach(self.module, "weight", noisy)}
-        if structure == "filter":
-            if self.module.bias is not None:
-                self._masks["bias"] = self._attach(self.module, "bias")
-            if self.batch_norm is not None:
-                self._masks["gamma"] = self._attach(self.batch_norm, "weight")
-                self._masks["beta"] = self._attach(self.batch_norm, "bias")
-            for module in self._outputs:
-                if not hasattr(module, "unit_mask"):  # two layers may feed one sum
-                    module.register_buffer("unit_mask", torch.ones(self.units, device=self.parameter.device))
-                    module.register_forward_hook(_mask_maps if isinstance(self.module, nn.Conv2d) else _mask_features)
-        shape = (self.units,) if structure == "filter" else self.parameter.shape
-        self.present = torch.ones(shape, dtype=torch.bool, device=self.parameter.device)
+        self.batch_norms = [model.get_submodule(norm) for norm in unit.batch_norms]
+        self._axis = 1 if isinstance(self.module, nn.modules.conv._ConvTransposeNd) else 0
+        self._undo: list[Callable[[], object]] = []
+        weight = self.module.weight
+        masked = any(self._mask(name) is not None for name in ("removed_units", "targeted_units", "removed_weights"))
+        self.before = self.gone if masked else 0  # by others, when these masks were made
+        self._points = [(model.get_submodule(path), name, labels) for (path, name), labels in unit.points.items()]
+        for module, name, labels in self._points:
+            before = module._buffers.get(name)
+            shape = labels.shape if before is None else torch.broadcast_shapes(labels.shape, before.shape)
+            if before is None or before.shape != shape:  # other layers' units may lie there in another shape
+                self._buffer(module, name, torch.zeros(shape, device=weight.device) + (0 if before is None else before))
+            if _HOOKS[name] not in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+                hook = _HOOKS[name]
+                self._undo.append((module.register_forward_pre_hook if name == "silent_inputs" else
+                                   module.register_forward_hook)(hook).remove)
+        if not self._points:
+            weights = torch.zeros_like(weight, requires_grad=False)
+            masks = {"removed_weights": weights}
+            if structure == "filter" and effect != "remove-weights":
+                masks = {"targeted_units": torch.zeros(self.units, device=weight.device)}
+            if effect == "gaussian-transient":
+                masks["weight_noise"] = weights
+            elif effect.startswith("zero") and held:
+                shape = [1] * weight.dim()
+                shape[self._axis] = self.units
+                masks["held_units"] = torch.zeros(shape, device=weight.device)
+            if masks.keys() != {"targeted_units"}:
+                self._weigh()
+            for name, value in masks.items():
+                if self._mask(name) is None:
+                    self._buffer(self.module, name, value)
+        if score == "activation":
+            # as what comes next sees the unit: behind normalisation and, where a sum was silenced, the shortcut
+            spoken = [module for module, name, labels in self._points if name != "silent_inputs" and labels.numel() == self.units]
+            self._active = [self.module, *self.batch_norms, *spoken][-1]
+            if "active_units" not in self._active._buffers:  # of two layers that feed one sum the mean is one
+                self._buffer(self._active, "active_units", torch.zeros(self.units, device=weight.device))
+                self._buffer(self._active, "active_batches", torch.zeros((), dtype=torch.int64, device=weight.device))
+                self._undo.append(self._active.register_forward_hook(_note_activation).remove)
 
-    @staticmethod
-    def _attach(module: nn.Module, name: str, noisy: bool = False) -> Mask:
-        mask = Mask(getattr(module, name), noisy)
-        parametrize.register_parametrization(module, name, mask)
-        return mask
+    def _buffer(self, module: nn.Module, name: str, value: torch.Tensor | None) -> None:
+        before = dict(module._buffers)
+        module.register_buffer(name, value)
+        self._undo.append(lambda: (module._buffers.clear(), module._buffers.update(before)))
+
+    def _weigh(self) -> None:
+        kind = type(self.module)
+        if not issubclass(kind, _Weighed):
+            self.module.__class__ = _weighed(kind)
+            self._undo.append(lambda: setattr(self.module, "__class__", kind))
+            for name in ("removed_weights", "held_units", "weight_noise"):
+                self._buffer(self.module, name, None)
+
+    def detach(self) -> None:
+        """Take the masks off again, as if this layer had never been made."""
+        while self._undo:
+            self._undo.pop()()
 
     @property
     def units(self) -> int:
         """Number of filters, rows or neurons."""
-        return self.parameter.shape[0]
+        return self.module.weight.shape[self._axis]
 
     @property
     def size(self) -> int:
         """Number of units that the schedule's fraction refers to."""
-        return self.units if self.structure == "filter" else self.parameter.numel()
+        return self.units if self.structure == "filter" else self.module.weight.numel()
 
     @property
     def parameter(self) -> torch.Tensor:
-        """The stored weight, before masks and noise: what the optimiser updates."""
-        return self.module.parametrizations.weight.original
+        """The stored weight, units along its first axis: what the optimiser updates."""
+        return self.module.weight.detach().movedim(self._axis, 0)
 
     @property
-    def weight_mask(self) -> torch.Tensor:
-        """Mask of the weights, in their shape."""
-        return self._masks["weight"].mask
+    def stored(self) -> list[torch.Tensor]:
+        """All that is stored of each unit, units first: weight, bias, scale, shift and running statistics."""
+        rest = [getattr(module, name, None) for module in (self.module, *self.batch_norms)
+                for name in ("weight", "bias", "running_mean", "running_var")][1:]
+        return [self.parameter, *(tensor.detach() for tensor in rest if tensor is not None)]
+
+    def _mask(self, name: str) -> torch.Tensor | None:
+        return self.module._buffers.get(name)
 
     @property
     def noise(self) -> torch.Tensor | None:
-        """Noise added to the weights in the forward pass, in their shape; None where the layer carries none."""
-        return self._masks["weight"].noise
+        """Noise added to the weights in the forward pass, units first; None where the layer carries none."""
+        return None if self._mask("weight_noise") is None else self._mask("weight_noise").movedim(self._axis, 0)
+
+    @property
+    def held(self) -> torch.Tensor | None:
+        """Above one half for each unit whose weights are held at 0 for a time; None where none ever are."""
+        return None if self._mask("held_units") is None else self._mask("held_units").view(-1)
+
+    @property
+    def present(self) -> torch.Tensor:
+        """False for every unit that is removed or that an event has targeted (bool, one entry a unit)."""
+        gone = torch.zeros(self.parameter.shape, dtype=torch.bool, device=self.parameter.device)
+        for name in ("removed_units", "targeted_units"):
+            if self._mask(name) is not None:
+                gone |= (self._mask(name) > 0).view(-1, *[1] * (gone.dim() - 1))
+        if self._mask("removed_weights") is not None:
+            gone |= self._mask("removed_weights").movedim(self._axis, 0) > 0
+        return ~(gone if self.structure == "weight" else gone.flatten(1).all(1))
 
     @torch.no_grad()
     def scores(self) -> torch.Tensor:
-        """One score per unit (see `gstlib.scores`), from the parameters without noise."""
+        """One score per unit (see `gstlib.scores`), from the parameters without noise; with several norms their mean."""
         function = _score(self.score)
-        offered = {"weight": self.parameter * self.weight_mask}
-        if self.batch_norm is not None:
-            offered |= {"gamma": self.batch_norm.weight, "beta": self.batch_norm.bias}
-        return function(**{name: offered[name] for name in inspect.signature(function).parameters})
+        needs = inspect.signature(function).parameters
+        if "gamma" in needs:
+            return torch.stack([function(norm.weight, norm.bias) for norm in self.batch_norms]).mean(0)
+        if "activation" in needs:
+            return function(self._active.active_units)
+        weight, removed = self.parameter, self._mask("removed_weights")
+        return function(weight if removed is None else weight.where(removed.movedim(self._axis, 0) <= 0, 0))
 
     def negative_scales(self) -> float:
         """How many of the filters present have a negative scale (gamma); nan without batch normalisation."""
-        if self.batch_norm is None or self.structure != "filter":
+        scales = [norm.weight for norm in self.batch_norms if norm.weight is not None]
+        if not scales or self.structure != "filter":
             return float("nan")
-        return float((self.batch_norm.weight[self.present] < 0).sum())
+        return float(sum((scale[self.present] < 0).sum() for scale in scales))
 
     @torch.no_grad()
-    def remove(self, units: torch.Tensor, weights_only: bool = False) -> None:
-        """Mask `units` (bool) for good; `weights_only` leaves bias, scale, shift and shortcut as they are."""
-        masks = {"weight": self._masks["weight"]} if weights_only else self._masks
-        for mask in masks.values():
-            mask.mask[units] = 0
-        if not weights_only:
-            for module in self._outputs:
-                module.unit_mask[units] = 0
+    def remove(self, units: torch.Tensor) -> None:
+        """Mask `units` (bool) for good: all that they say, or their weights alone, as the layer was made."""
+        for module, name, labels in self._points:
+            getattr(module, name).masked_fill_(chosen(labels, units), 1)
+        if not self._points:
+            self._mask("removed_weights").movedim(self._axis, 0)[units] = 1
+
+    @torch.no_grad()
+    def target(self, units: torch.Tensor) -> None:
+        """Note that `units` (bool) have been disturbed."""
+        self._mask("targeted_units")[units] = 1
+
+    @property
+    def gone(self) -> int:
+        """How many units are not present."""
+        return self.size - int(self.present.sum())
+
+    def state(self) -> list[torch.Tensor]:
+        """Every tensor that a strike on this layer may change."""
+        own = [buffer for buffer in self.module._buffers.values() if buffer is not None]
+        return [self.module.weight.detach(), *own, *(getattr(module, name) for module, name, _ in self._points)]
 
     def parameters_removed(self) -> int:
-        """How many of the layer's own parameters the masks hold at 0."""
-        return sum(int((mask.mask == 0).sum()) for mask in self._masks.values())
+        """How many of the layer's own parameters, its norms' included, the masks hold at 0."""
+        removed, total = torch.zeros(self.parameter.shape, dtype=torch.bool, device=self.parameter.device), 0
+        if self._mask("removed_units") is not None:
+            units = (self._mask("removed_units") > 0).view(-1)
+            removed[units] = True
+            scaled = sum(norm.weight is not None for norm in self.batch_norms)
+            total = int(units.sum()) * ((self.module.bias is not None) + 2 * scaled)
+        if self._mask("removed_weights") is not None:
+            removed |= self._mask("removed_weights").movedim(self._axis, 0) > 0
+        if self.held is not None:
+            removed[self.held > 0.5] = True
+        return total + int(removed.sum())
+
+
+def chosen(labels: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
+    """Where `labels` (from 1, 0 for nobody's) name one of `units` (bool)."""
+    return torch.cat([units.new_zeros(1), units])[labels.to(units.device)]
+
+
+@torch.no_grad()
+def prove(around: Surroundings, units: Sequence[Unit]) -> None:
+    """Raise `InputError` unless removed units are silent in a forward pass on invented numbers, in evaluation mode and,
+    where the batch allows it, in training mode; changes nothing."""
+    model = around.model
+    modes = [(graph, training) for training in (False, True) for graph in around.graphs
+             if graph.training == training or len(around.graphs) == 1]
+    for graph, training in modes if any(unit.points for unit in units) else ():
+        with aside(model):
+            model.train(training)
+            inputs = around.inputs
+            try:
+                functional_call(model, around.tensors, inputs)
+            except Exception:  # a batch too small for training's statistics
+                continue
+        tensors, failed = dict(around.tensors), []
+        for unit in units:
+            for (path, name), labels in unit.points.items():
+                half = torch.arange(1, int(labels.max()) + 1) % 2 == 1
+                own = tensors.get(f"{path}.{name}", torch.zeros(model.get_submodule(path)._buffers[name].shape))
+                tensors[f"{path}.{name}"] = own.masked_fill(chosen(labels, half), 1)
+
+        def check(unit, path, number, end, labels):
+            count = iter(range(10**9))
+
+            def look(_module, inputs, output=None):
+                value = inputs[0] if end == "input" else output
+                if next(count) == number and isinstance(value, torch.Tensor) and (
+                        value.masked_select((labels % 2 == 1).expand(value.shape)) != 0).any():
+                    failed.append((unit, path, end))
+            module = model.get_submodule(path)
+            module.register_forward_pre_hook(look) if end == "input" else module.register_forward_hook(look)
+
+        with aside(model, keep=_HOOKS.values()):
+            model.train(training)
+            for unit in units:
+                for expected in unit.expected[graph.training]:
+                    check(unit, *expected)
+            functional_call(model, tensors, inputs)
+        for unit, path, end in failed[:1]:
+            raise InputError(f"layer {unit.layer!r} cannot be pruned by units: "
+                             f"they would not be silent in the {end} of {path!r}")
+
+
+class _Zeros:
+    """Which entries of a network's parameters must be 0 for it to compute without masks what it computes with them.
+
+    Where a norm's scale and shift cannot give the silence (behind a sum, an
+    activation), `joined` also zeroes the other layers that feed the sum, and
+    `readers` the weights by which the next layers read the silent units.
+    """
+
+    def __init__(self, around: Surroundings, units: Sequence[Unit], joined: bool, readers: bool):
+        self.model, self.entries = around.model, {}
+        self.unexpressed: list[str] = []  # layers
+        for path, module in self.model.named_modules():
+            if isinstance(module, _Weighed) and module.removed_weights is not None:
+                self.mark(path, "weight", module.removed_weights > 0)
+        others = [around.unit(name) for name in around.layers if joined and _can(around, name)]
+        for unit in units:
+            removed = self.mask(unit.layer, "removed_units").view(-1)
+            self.rows(unit, removed)
+            for key, labels in unit.points.items():
+                if key[1] != "removed_units" and not self.scaled(*key, chosen(labels, removed)):
+                    self.unexpressed.append(unit.layer)
+                    for other in others:
+                        if key in other.points:
+                            theirs, silent = torch.broadcast_tensors(other.points[key], self.mask(*key))
+                            self.rows(other, torch.isin(torch.arange(1, int(theirs.max()) + 1), theirs[silent]))
+            for path, labels in unit.readers.items() if readers and unit.layer in self.unexpressed else ():
+                module = self.model.get_submodule(path)
+                columns = chosen(labels, removed)
+                axis = 0 if isinstance(module, nn.modules.conv._ConvTransposeNd) else 1
+                self.mark(path, "weight", columns.view([-1 if d == axis else 1 for d in range(module.weight.dim())]))
+
+    def mask(self, path: str, name: str) -> torch.Tensor:
+        return self.model.get_submodule(path)._buffers[name].cpu() > 0
+
+    def mark(self, path: str, name: str, where: torch.Tensor) -> None:
+        parameter = self.model.get_submodule(path)._parameters.get(name)
+        if parameter is not None:
+            key = f"{path}.{name}"
+            self.entries[key] = self.entries.get(key, False) | where.cpu().expand(parameter.shape)
+
+    def rows(self, unit: Unit, removed: torch.Tensor) -> None:
+        """A layer's units, and theirs in the norms behind it."""
+        weight = self.model.get_submodule(unit.layer).weight
+        axis = 1 if isinstance(self.model.get_submodule(unit.layer), nn.modules.conv._ConvTransposeNd) else 0
+        self.mark(unit.layer, "weight", removed.view([-1 if d == axis else 1 for d in range(weight.dim())]))
+        self.mark(unit.layer, "bias", removed)
+        for (path, name), labels in unit.points.items():
+            if name == "silent_units":
+                self.scaled(path, name, chosen(labels, removed))
+
+    def scaled(self, path: str, name: str, silent: torch.Tensor) -> bool:
+        """Zero a module's scale and shift (or its rows) where its output is `silent`; whether it has them."""
+        module = self.model.get_submodule(path)
+        weight = module._parameters.get("weight")
+        if name != "silent_units" or weight is None:
+            return False
+        if silent.numel() == len(weight):  # a norm by channels, a depthwise convolution
+            silent = silent.reshape([-1] + [1] * (weight.dim() - 1))
+        elif silent.dim() > weight.dim() or any(n not in (1, m) for n, m in zip(silent.shape[::-1], weight.shape[::-1])):
+            return False
+        self.mark(path, "weight", silent)
+        bias = module._parameters.get("bias")
+        self.mark(path, "bias", silent if bias is None or bias.dim() == weight.dim() else silent.flatten())
+        return True
+
+
+def _can(around: Surroundings, name: str) -> bool:
+    try:
+        return bool(around.unit(name))
+    except InputError:
+        return False
+
+
+def zeros_for_plain(around: Surroundings) -> dict[str, torch.Tensor]:
+    """Parameter -> which of its entries must be 0 for the network to have the same outputs without its masks.
+
+    Tried on invented numbers before it is believed.  Raises `InputError`
+    where no zeros do it: an identity shortcut carries a silenced channel on
+    into further sums.
+    """
+    model = around.model
+    units = [around.unit(name) for name in around.layers if "removed_units" in model.get_submodule(name)._buffers]
+    for joined, readers in ((False, False), (True, False), (False, True), (True, True)):
+        zeros = _Zeros(around, units, joined, readers)
+        if not units or _same_outputs(around, zeros):
+            break
+    else:
+        names = ", ".join(repr(name) for name in dict.fromkeys(zeros.unexpressed))
+        raise InputError(f"no plain network has the outputs of this one: behind {names} removed channels are silenced in a "
+                         "sum whose shortcut goes on into another; keep the masks (state_dict and copies carry them)")
+    return zeros.entries
+
+
+@torch.no_grad()
+def unmask(model: nn.Module, zeros: dict[str, torch.Tensor]) -> None:
+    """Put `zeros` into the parameters and take every mask off the network."""
+    for name, where in zeros.items():
+        model.get_parameter(name).masked_fill_(where.to(model.get_parameter(name).device), 0)
+    for module in model.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key in [key for key, hook in hooks.items() if hook in (*_HOOKS.values(), _note_activation)]:
+                del hooks[key]
+        if isinstance(module, _Weighed):
+            module.__class__ = type(module).__bases__[1]
+        for name in MASKS:
+            module._buffers.pop(name, None)
+
+
+def _same_outputs(around: Surroundings, zeros: _Zeros) -> bool:
+    model, outputs = around.model, []
+    masks = {name: buffer.cpu() for name, buffer in model.named_buffers()
+             if name.split(".")[-1].startswith(("removed_", "silent_"))}
+    plain = {name: tensor.masked_fill(zeros.entries[name], 0) if name in zeros.entries else tensor
+             for name, tensor in around.tensors.items()}
+    for training in (False, True):
+        for tensors, hooks in ((around.tensors | masks, _HOOKS.values()), (plain, ())):
+            with aside(model, keep=hooks):
+                model.train(training)
+                try:
+                    outputs.append(functional_call(model, {k: v.clone() for k, v in tensors.items()}, around.inputs))
+                except Exception:  # a batch too small for training's statistics
+                    if not training:
+                        raise
+                    outputs.append(())
+    flat = [tree_leaves(output) for output in outputs]
+    return all(torch.allclose(x, y, rtol=1e-4, atol=1e-6) for one, other in (flat[:2], flat[2:]) for x, y in zip(one, other)
+               if isinstance(x, torch.Tensor))

@@ -1,12 +1,15 @@
-"""The paper's networks (section 3.2), each with a width factor and any number of classes.
+"""The paper's networks (section 3.2; ResNet20 and 56: final version), each with a width factor and any number of classes.
 
 Inputs are (batch, 3, 32, 32).  VGGs are initialised as the authors' code
-does, the others by torch's default.
+does, the others by torch's default.  Maps are pooled before ReLU, which gives
+the same values and gradients to the last bit and reads and writes a quarter.
 """
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -29,9 +32,9 @@ def conv4(num_classes: int, width: float) -> nn.Module:
     c1, c2, hidden = (_scaled(c, width) for c in (32, 64, 512))
     return nn.Sequential(OrderedDict(
         conv1=Conv2d(3, c1, 3, padding=1), relu1=nn.ReLU(inplace=True),
-        conv2=Conv2d(c1, c1, 3), relu2=nn.ReLU(inplace=True), pool1=nn.MaxPool2d(2),
+        conv2=Conv2d(c1, c1, 3), pool1=nn.MaxPool2d(2), relu2=nn.ReLU(inplace=True),
         conv3=Conv2d(c1, c2, 3, padding=1), relu3=nn.ReLU(inplace=True),
-        conv4=Conv2d(c2, c2, 3), relu4=nn.ReLU(inplace=True), pool2=nn.MaxPool2d(2),
+        conv4=Conv2d(c2, c2, 3), pool2=nn.MaxPool2d(2), relu4=nn.ReLU(inplace=True),
         flatten=nn.Flatten(), fc1=nn.Linear(c2 * 36, hidden), relu5=nn.ReLU(inplace=True),
         fc2=nn.Linear(hidden, num_classes),
     ))
@@ -45,6 +48,7 @@ def vgg(name: str, num_classes: int, width: float) -> nn.Module:
         if entry == "M":
             pool += 1
             layers[f"pool{pool}"] = nn.MaxPool2d(2)
+            layers.move_to_end(f"relu{conv}")
             continue
         conv += 1
         out = _scaled(entry, width)
@@ -65,19 +69,33 @@ def vgg(name: str, num_classes: int, width: float) -> nn.Module:
     return nn.Sequential(layers)
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut: the identity, or a 1x1 projection where shapes change."""
+class Padding(nn.Module):
+    """Shortcut without parameters (option A): every other pixel, new channels of zeros on either side of the old."""
 
     def __init__(self, channels: int, out: int, stride: int):
+        super().__init__()
+        self.stride, self.sides = stride, ((out - channels) // 2, (out - channels + 1) // 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.pad(x[:, :, ::self.stride, ::self.stride], (0, 0, 0, 0, *self.sides))
+
+
+def projection(channels: int, out: int, stride: int) -> nn.Module:
+    """Shortcut that learns (option B): a 1x1 convolution and batch normalisation."""
+    return nn.Sequential(OrderedDict(conv=Conv2d(channels, out, 1, stride, bias=False), bn=nn.BatchNorm2d(out)))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut: the identity, or `change` where shapes change."""
+
+    def __init__(self, channels: int, out: int, stride: int,
+                 change: Callable[[int, int, int], nn.Module] = projection):
         super().__init__()
         self.conv1 = Conv2d(channels, out, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out)
         self.conv2 = Conv2d(out, out, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out)
-        self.shortcut = nn.Identity()
-        if stride != 1 or channels != out:
-            self.shortcut = nn.Sequential(OrderedDict(
-                conv=Conv2d(channels, out, 1, stride, bias=False), bn=nn.BatchNorm2d(out)))
+        self.shortcut = nn.Identity() if (stride, channels) == (1, out) else change(channels, out, stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = torch.relu(self.bn1(self.conv1(x)))
@@ -85,18 +103,19 @@ class BasicBlock(nn.Module):
         return torch.relu(y)
 
 
-def resnet18(num_classes: int, width: float) -> nn.Module:
-    """ResNet18 in its CIFAR form: a 3x3 stem, four stages of two blocks, average pooling over 4x4."""
-    stages = [_scaled(c, width) for c in (64, 128, 256, 512)]
+def resnet(widths: Sequence[int], blocks: int, change: Callable[[int, int, int], nn.Module], num_classes: int,
+           width: float) -> nn.Module:
+    """A ResNet in its CIFAR form: a 3x3 stem, stages of `blocks` blocks that halve the map from the second on, pooling."""
+    stages = [_scaled(c, width) for c in widths]
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=Conv2d(3, stages[0], 3, padding=1, bias=False),
         bn1=nn.BatchNorm2d(stages[0]), relu=nn.ReLU(inplace=True))
     channels = stages[0]
     for number, out in enumerate(stages, start=1):
-        stride = 1 if number == 1 else 2
-        layers[f"stage{number}"] = nn.Sequential(BasicBlock(channels, out, stride), BasicBlock(out, out, 1))
+        first = BasicBlock(channels, out, 1 if number == 1 else 2, change)
+        layers[f"stage{number}"] = nn.Sequential(first, *(BasicBlock(out, out, 1, change) for _ in range(blocks - 1)))
         channels = out
-    layers.update(pool=nn.AvgPool2d(4), flatten=nn.Flatten(), fc=nn.Linear(channels, num_classes))
+    layers.update(pool=nn.AvgPool2d(64 >> len(stages)), flatten=nn.Flatten(), fc=nn.Linear(channels, num_classes))
     return nn.Sequential(layers)
 
 
@@ -104,7 +123,9 @@ _BUILDERS = {
     "conv4": conv4,
     "vgg11": lambda classes, width: vgg("vgg11", classes, width),
     "vgg19": lambda classes, width: vgg("vgg19", classes, width),
-    "resnet18": resnet18,
+    "resnet18": functools.partial(resnet, (64, 128, 256, 512), 2, projection),
+    "resnet20": functools.partial(resnet, (16, 32, 64), 3, Padding),
+    "resnet56": functools.partial(resnet, (16, 32, 64), 9, Padding),
 }
 
 

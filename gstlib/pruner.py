@@ -9,9 +9,10 @@ from torch import nn
 
 from gstlib import masking
 from gstlib.effects import Effect
-from gstlib.errors import InputError
+from gstlib.errors import InputError, plain
 from gstlib.masking import MaskedLayer
 from gstlib.pruning import Schedule, check_method, deciles, select
+from gstlib.surroundings import Surroundings
 
 
 class Pruner:
@@ -27,17 +28,21 @@ class Pruner:
                 pruner.batch()
             rows += pruner.epoch(n, lambda: accuracy(model, test_set))
 
-    `layers` names the layers in the schedule's order; None takes the last
+    `layers` names the layers (or the one layer) in the schedule's order; None takes the last
     batch-normalised convolutions, as many as the schedule has (the paper's
-    last four), or the last layers of whatever kind the network has.  `score`: "ebn", "l2" or
-    "l1" with `structure` "filter", "magnitude" with "weight" (which is taken
+    last four), or the last layers of whatever kind the network has.  `score`: "ebn", "l2",
+    "l1" or "activation" with `structure` "filter", "magnitude" with "weight" (which is taken
     when `structure` is "weight" and the score was left at its default).
     `target`, see `gstlib.pruning.select`; `effect` and `batches`, see
     `gstlib.effects.Effect`.  Random choices and noise are drawn from `seed`.
+    `example`: a batch that the network takes, or a tuple of its arguments,
+    where none can be guessed.
 
     Raises `InputError` for an unknown layer, score, target, structure or
     effect, for a network without batch normalisation when E[BN] is asked for,
-    and for a network that torch.fx cannot trace.
+    for a network that torch.fx cannot trace, for a schedule that takes more
+    than is left, and for a layer whose removed units could not be silent.  A
+    refused network is left as it was.
     """
 
     def __init__(
@@ -51,39 +56,70 @@ class Pruner:
         structure: str = "filter",
         seed: int = 0,
         batches: int = 0,
+        example=None,
     ):
         if structure == "weight" and score == "ebn":
             score = "magnitude"
         check_method(target, score, structure, effect, batches)
+        if score == "activation" and schedule.scratch:
+            raise InputError("score 'activation' is taken in training, and nothing is trained before the first step")
         self.schedule, self.target = schedule, target
         self.generator = torch.Generator().manual_seed(seed)
         self.effect = Effect(effect, batches, self.generator)
-        units = masking.trace(model)
+        self.model, self._example = model, example
+        around = Surroundings(model, example)
         if layers is None:
-            layers = _default_layers(model, units, len(schedule.start), score)
+            layers = _default_layers(around, len(schedule.start), structure, score, effect)
+        layers = [layers] if isinstance(layers, str) else list(layers)
         for name in layers:
-            if name not in units:
-                raise InputError(f"the network has no convolution or linear layer {name!r}; it has {', '.join(units)}")
+            if name not in around.layers:
+                raise InputError(f"the network's forward pass calls no convolution or linear layer {name!r}; "
+                                 f"it has {', '.join(around.layers)}")
         if len(layers) != len(schedule.start):
             raise InputError(f"the schedule has {len(schedule.start)} layers, but {len(layers)} were named")
         if len(set(layers)) != len(layers):
             raise InputError("a layer is named twice")
         # judge every layer before the first is touched: a refused network is left as it was
-        for name in layers:
-            masking.check_score(model, units[name], score)
-        self.layers = [MaskedLayer(model, units[name], structure, score, self.effect.noisy) for name in layers]
-        order = list(units)
-        self._forward = sorted(range(len(layers)), key=lambda i: order.index(layers[i]))
+        units = [masking.check_layer(around, name, structure, score, effect) for name in layers]
+        self.layers: list[MaskedLayer] = []
+        try:
+            for unit in units:
+                self.layers.append(MaskedLayer(model, unit, structure, score, effect, held=batches > 0))
+            masking.prove(around, units)
+            self._before = [layer.before for layer in self.layers]  # by others, when this Pruner was made
+            totals = schedule.removed([layer.size for layer in self.layers], max(schedule.end))
+            for layer, total, gone in zip(self.layers, totals, self._before):
+                if total > layer.size - gone:
+                    raise InputError(f"the schedule takes {total} of layer {layer.name!r}'s {layer.size} units, "
+                                     f"of which only {layer.size - gone} are left")
+        except BaseException:
+            for layer in reversed(self.layers):
+                layer.detach()
+            raise
+        self._example = vars(around).get("inputs", example)  # found once
+        self._last = -2  # the last epoch whose end has been told; epoch -1 ends before the first step
+        self._forward = sorted(range(len(layers)), key=lambda i: around.layers.index(layers[i]))
 
     def batch(self) -> None:
         """Count one training batch, after the optimiser's step."""
         self.effect.tick()
 
     def due(self, n: int) -> list[tuple[MaskedLayer, int]]:
-        """The layers struck after epoch `n` (from 0), in forward order, each with the number of units to be taken."""
-        sizes = [layer.size for layer in self.layers]
-        before, after = self.schedule.removed(sizes, n - 1), self.schedule.removed(sizes, n)
-        return [(self.layers[i], after[i] - before[i]) for i in self._forward if n in self.schedule.event_epochs(i)]
+        """The layers struck after epoch `n` (from 0), in forward order, each with the number of units to be taken.
+
+        That is what the schedule wants gone by then, less what is: events that were missed are made up for, and an epoch
+        that has been told is over.
+        """
+        if not self.layers:
+            raise InputError("this Pruner has finished; make another one to go on")
+        if n <= self._last:
+            return []
+        wanted, due = self.schedule.removed([layer.size for layer in self.layers], n), []
+        for i in self._forward:
+            k = max(0, wanted[i] - (self.layers[i].gone - self._before[i]))
+            if k or n in self.schedule.event_epochs(i):
+                due.append((self.layers[i], k))
+        return due
 
     @torch.no_grad()
     def epoch(self, n: int, evaluate: Callable[[], float]) -> list[dict]:
@@ -93,27 +129,39 @@ class Pruner:
         other in forward order with a test pass between, so that each row has
         its own t_pre and t_post.  `evaluate()` gives the test accuracy
         (0 … 1); it is called before the first strike and after every strike
-        that took something, and not at all without an event.  Columns: epoch,
-        layer, units, removed, removed_total, mean_score, negative_scales
-        (filters present whose gamma is below 0), t_pre, t_post and decile_0 …
-        decile_9, the mean score in each tenth of the units present before.
+        that took something, and not at all without an event.  Should it raise,
+        all is as before this call.  Columns: epoch, layer, units, removed,
+        removed_total, mean_score, negative_scales (filters present whose gamma
+        is below 0), t_pre, t_post and decile_0 … decile_9, the mean score in
+        each tenth of the units present before.  Raises `InputError` where
+        `evaluate` gives no number.
         """
         rows: list[dict] = []
-        accuracy = None
-        for layer, k in self.due(n):
-            accuracy = float(evaluate()) if accuracy is None else accuracy
-            scores = layer.scores()
-            units = select(scores, layer.present, k, self.target, self.generator)
-            means = deciles(scores[layer.present])
-            row = {"epoch": n, "layer": layer.name, "units": layer.size, "removed": k,
-                   "mean_score": float(scores[units].mean()) if k else float("nan"),
-                   "negative_scales": layer.negative_scales(), "t_pre": accuracy}
-            layer.present &= ~units
-            if k:
-                self.effect.apply(layer, units)
-                accuracy = float(evaluate())
-            rows.append(row | {"removed_total": layer.size - int(layer.present.sum()), "t_post": accuracy,
-                               **{f"decile_{i}": mean for i, mean in enumerate(means)}})
+        due = self.due(n)
+        self.effect.check_known(self.layers)
+        before = [(tensor, tensor.clone()) for layer, k in due if k for tensor in layer.state()]
+        generator, effect = self.generator.get_state(), self.effect.state_dict(self.layers)
+        try:
+            accuracy = _number(evaluate()) if due else None
+            for layer, k in due:
+                scores, present, gone = layer.scores(), layer.present, layer.gone
+                units = select(scores, present, k, self.target, self.generator)
+                means = deciles(scores[present])
+                row = {"epoch": n, "layer": layer.name, "units": layer.size,
+                       "mean_score": float(scores[units].mean()) if k else float("nan"),
+                       "negative_scales": layer.negative_scales(), "t_pre": accuracy}
+                if k:
+                    self.effect.apply(layer, units)
+                    accuracy = _number(evaluate())
+                rows.append(row | {"removed": layer.gone - gone, "removed_total": layer.gone, "t_post": accuracy,
+                                   **{f"decile_{i}": mean for i, mean in enumerate(means)}})
+        except BaseException:
+            for tensor, value in before:
+                tensor.copy_(value)
+            self.generator.set_state(generator)
+            self.effect.load_state_dict(effect, self.layers)
+            raise
+        self._last = max(n, self._last)
         return rows
 
     @property
@@ -126,42 +174,73 @@ class Pruner:
         return self.effect.silenced()
 
     def state_dict(self) -> dict:
-        """What goes into a checkpoint beside the network's own `state_dict`, which has the masks: units targeted so
-        far, effects in force, the random generator. Safe for `torch.load(..., weights_only=True)`."""
-        return {"present": [layer.present for layer in self.layers], "effect": self.effect.state_dict(self.layers),
+        """What goes into a checkpoint beside the network's own `state_dict`, which has the masks: what was gone before,
+        the last epoch told, effects in force, the random generator. Safe for `torch.load(..., weights_only=True)`."""
+        return {"before": self._before, "last": self._last, "effect": self.effect.state_dict(self.layers),
                 "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from what `state_dict` gave, on a `Pruner` made with the same arguments."""
-        for layer, present in zip(self.layers, state["present"], strict=True):
-            layer.present.copy_(present)
+        self._before, self._last = list(state["before"]), state["last"]
         self.effect.load_state_dict(state["effect"], self.layers)
         self.generator.set_state(state["generator"])
+
+    def finish(self) -> nn.Module:
+        """The plain network: what is removed is 0 in its parameters, and no mask, hook or buffer of ours is left.
+
+        Its state dict loads into a network never pruned, which then has the
+        same outputs.  Effects still in force end.  Raises `InputError`, with
+        nothing changed, where no plain network has these outputs: behind an
+        identity shortcut that goes on into a further sum.
+        """
+        zeros = masking.zeros_for_plain(Surroundings(self.model, self._example))
+        self.effect.end()
+        masking.unmask(self.model, zeros)
+        self.layers = []
+        return self.model
 
     def parameters_removed(self) -> int:
         """How many parameters the masks hold at 0 now."""
         return sum(layer.parameters_removed() for layer in self.layers)
 
 
-def _default_layers(model: nn.Module, units: dict[str, masking.Unit], number: int, score: str) -> list[str]:
-    """The last `number` convolutions, or linear layers where there are none, never the network's last layer.
+def _number(accuracy) -> float:
+    try:
+        if not isinstance(accuracy, str):
+            return float(accuracy)
+    except (TypeError, ValueError, RuntimeError):
+        pass
+    raise InputError(f"evaluate must return the test accuracy, a number, not {plain(repr(accuracy))}")
 
-    Where some layers are batch-normalised only those count (others are gates
-    and classifiers), and of layers that feed the same sum only the first in
-    forward order, which leaves projection shortcuts out.
+
+def _default_layers(around: Surroundings, number: int, structure: str, score: str, effect: str) -> list[str]:
+    """The last `number` convolutions, or linear layers where there are none.
+
+    Where some layers are batch-normalised only those count (others are gates and classifiers).  Layers that cannot be
+    pruned by units (output heads, gates) are left alone, and of those that feed the same sum all but the one with the
+    most layers before it, which leaves projection shortcuts out.
     """
-    names, sums = [], set()
-    for name in list(units)[:-1]:
-        block = units[name].block
-        if block is None or block not in sums:
-            names.append(name)
-            sums.add(block)
-    names = [name for name in names if isinstance(model.get_submodule(name), nn.Conv2d)] or names
-    normalised = [name for name in names if units[name].batch_norm]
-    if score == "ebn" and not normalised:
-        raise InputError(f"{type(model).__name__} has no batch normalisation, so E[BN] is undefined; "
-                         "use score 'l2' or 'l1'")
-    names = normalised or names
-    if len(names) < number:
-        raise InputError(f"the schedule has {number} layers, but only {len(names)} can be pruned by {score!r}")
-    return names[-number:]
+    names = [name for name in around.layers if not isinstance(around.model.get_submodule(name), nn.Linear)] or around.layers
+    normalised = [name for name in names if around.batch_norms(name)]
+    if score.startswith("ebn") and not normalised:
+        raise InputError(f"{around.name} has no batch normalisation, so E[BN] is undefined; use score 'l2' or 'l1'")
+    taken, refused = [], []
+    for name in reversed(normalised or names):
+        try:
+            masking.check_layer(around, name, structure, score, effect)
+            sums = around.unit(name).sums
+        except InputError as error:
+            refused.append(str(error))
+            continue
+        rival = next((other for other in taken if sums & around.unit(other).sums), None)
+        if rival is not None and around.depth(name) >= around.depth(rival):
+            taken[taken.index(rival)] = name
+        elif rival is None:
+            if len(taken) == number:
+                break
+            taken.append(name)
+    if len(taken) < number:
+        left = f": {', '.join(reversed(taken))}" if taken else ""
+        raise InputError(f"the schedule has {number} layers, but only {len(taken)} can be pruned by {score!r}{left}"
+                         + "".join(f"; {reason}" for reason in refused[:3]))
+    return sorted(taken, key=around.layers.index)

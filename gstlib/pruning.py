@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gstlib.errors import InputError, check_choice
+from gstlib.errors import InputError, check_choice, plain
 
 if TYPE_CHECKING:
     import torch
 
 TARGETS = ("S", "R", "L", *(f"D{k}" for k in range(11)), "D9-remaining")
-SCORES = {"filter": ("ebn", "ebn-signed", "l1", "l2"), "weight": ("magnitude",)}  # by the structure of units
+SCORES = {"filter": ("ebn", "ebn-signed", "l1", "l2", "activation"), "weight": ("magnitude",)}  # by the structure of units
 # what happens to the units taken (`gstlib.effects`), and whether it lasts a number of training batches
-EFFECTS = {"remove": "never", "remove-weights": "never", "zero": "may", "zero-restore": "must", "gaussian": "may",
-           "gaussian-transient": "must"}
+EFFECTS = {"remove": "never", "remove-weights": "never", "zero": "may", "zero-restore": "must",
+           "zero-cumulative": "must", "gaussian": "may", "gaussian-transient": "must"}
 
 
 def check_effect(effect: str, batches: int) -> None:
@@ -44,25 +44,43 @@ def check_method(target: str, score: str, structure: str, effect: str, batches: 
         raise InputError(f"effect {effect!r} acts on whole filters; use structure 'filter'")
 
 
+def _is_scalar(value) -> bool:
+    return getattr(value, "shape", None) == ()  # an array or tensor of no dimension, or one of numpy's numbers
+
+
+def _number(name: str, value, whole: bool) -> int | float:
+    """`value` as Python's own int or float; raises `InputError` for what is no such number."""
+    value = value.item() if _is_scalar(value) else value
+    if (isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value)
+            or whole and value != int(value)):
+        raise InputError(f"{name} must be a {'whole ' if whole else ''}number, not {plain(repr(value))}")
+    return int(value) if whole else value
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Pruning schedule of section A.3: layer l has events after epochs range(start_l, end_l + 1, retrain).
 
-    Each of `start`, `end` and `fraction` is a sequence with an entry a layer,
-    or one number for a single layer.  Epochs count from 0.  Raises
-    `InputError` for a fraction outside 0 … 1, an end before its start, a
-    retrain period below 1, or sequences of unequal length.
+    Each of `start`, `end` and `fraction` is a sequence (an array too) with an
+    entry a layer, or one number for a single layer.  Epochs count from 0.
+    With `scratch` every layer has a single event before the first step
+    instead, which belongs to epoch -1.  Raises `InputError` for an epoch or a
+    period that is no whole number, a fraction outside 0 … 1, an end before
+    its start, a retrain period below 1, or sequences of unequal length.
     """
 
     start: Sequence[int]
     end: Sequence[int]
     fraction: Sequence[float]
     retrain: int
+    scratch: bool = False
 
     def __post_init__(self):
-        for name in ("start", "end", "fraction"):
+        for name, whole in (("start", True), ("end", True), ("fraction", False)):
             value = getattr(self, name)
-            object.__setattr__(self, name, tuple(value) if isinstance(value, Sequence) else (value,))
+            entries = (value,) if isinstance(value, str) or not hasattr(value, "__len__") or _is_scalar(value) else value
+            object.__setattr__(self, name, tuple(_number(name, entry, whole) for entry in entries))
+        object.__setattr__(self, "retrain", _number("retrain", self.retrain, True))
         if not len(self.start) == len(self.end) == len(self.fraction) or not self.start:
             raise InputError("start, end and fraction need one entry a layer each, but have "
                              f"{len(self.start)}, {len(self.end)} and {len(self.fraction)}")
@@ -78,7 +96,7 @@ class Schedule:
 
     def event_epochs(self, layer: int) -> range:
         """Epochs after whose training `layer` (index in the schedule's order) has an event."""
-        return range(self.start[layer], self.end[layer] + 1, self.retrain)
+        return range(-1, 0) if self.scratch else range(self.start[layer], self.end[layer] + 1, self.retrain)
 
     def is_event(self, epoch: int) -> bool:
         """Whether any layer has an event after `epoch`."""

@@ -22,10 +22,10 @@ from dataclasses import dataclass, field
 from gstlib.errors import InputError, check_choice
 from gstlib.pruning import Schedule, check_method
 
-MODELS = ("conv4", "vgg11", "vgg19", "resnet18")
-DATASETS = ("digits", "cifar10", "cifar10-folder")
+MODELS = ("conv4", "vgg11", "vgg19", "resnet18", "resnet20", "resnet56")
+DATASETS = ("digits", "cifar10", "cifar10-folder", "cifar100", "svhn", "fashion-mnist")
 PRECISIONS = ("float32", "tf32", "bf16")
-MEASURES = ("bn-histogram",)
+MEASURES = ("bn-histogram", "flatness")
 
 RECOVERY = 5  # epochs after an event in which every one is tested
 _LARGEST = 2**31  # no number of epochs, batches, images or seeds comes near it
@@ -124,6 +124,7 @@ class PruningSpec:
     `start`, `end` and `fraction` follow `layers`; `retrain` is the number of
     epochs between events (section A.3 of the paper).  `batches` counts the
     training batches that a temporary effect lasts; 0 is a single blow.
+    `scratch`: one event before the first step, whatever the epochs say.
     """
 
     layers: tuple[str, ...]
@@ -136,6 +137,7 @@ class PruningSpec:
     structure: str = "filter"
     effect: str = "remove"
     batches: int = 0
+    scratch: bool = later(False)
 
     def __post_init__(self):
         object.__setattr__(self, "fraction", tuple(float(share) + 0.0 for share in self.fraction))
@@ -146,7 +148,40 @@ class PruningSpec:
     @functools.cached_property
     def schedule(self) -> Schedule:
         """The `gstlib.pruning.Schedule` of these fields."""
-        return Schedule(self.start, self.end, self.fraction, self.retrain)
+        return Schedule(self.start, self.end, self.fraction, self.retrain, self.scratch)
+
+
+@dataclass(frozen=True)
+class FlatnessSpec:
+    """How much of the measure "flatness" is computed; the defaults are the published ones (v4 Figure 6).
+
+    Gradients, curves and perturbations take `images` test images, eigenvalues the first `hessian_images` of them; the
+    loss is followed along `directions` eigenvectors to `reach` on either side in steps of `step`.
+    """
+
+    images: int = 512
+    hessian_images: int = 512
+    eigenvalues: int = 100
+    directions: int = 10
+    reach: float = 0.4
+    step: float = 0.01
+
+    def __post_init__(self):
+        _as_floats(self, "reach", "step")
+        if not 1 < self.hessian_images <= self.images:
+            raise InputError("the measure flatness needs at least 2 images for its Hessian, and of its own, not "
+                             f"{self.hessian_images} of {self.images}")
+        if not 0 <= self.directions <= self.eigenvalues or self.eigenvalues < 1:
+            raise InputError("the measure flatness follows the loss along leading eigenvectors, so not along "
+                             f"{self.directions} of {self.eigenvalues}")
+        if not 0 < self.step <= self.reach <= 100 * self.step:
+            raise InputError(f"steps of {self.step} up to {self.reach} are not 1 to 100 steps")
+
+    @property
+    def steps(self) -> tuple[float, ...]:
+        """How far to go along an eigenvector, from -`reach` to `reach`; 0, from where the way begins, among them."""
+        each = round(self.reach / self.step)
+        return tuple(round(i * self.step, 9) for i in range(-each, each + 1))
 
 
 @dataclass(frozen=True)
@@ -163,11 +198,17 @@ class RunSpec:
     test_every: int = 1
     measures: tuple[str, ...] = ()
     semantics: int = SEMANTICS
+    measured_at: int | None = later(None)  # epoch after which, before its event, flatness is measured (None: the last)
+    flatness: FlatnessSpec = later(FlatnessSpec())
 
     def __post_init__(self):
         check_choice("precision", self.precision, PRECISIONS)
         for measure in self.measures:
             check_choice("measure", measure, MEASURES)
+        if "flatness" not in self.measures and (self.measured_at, self.flatness) != (None, FlatnessSpec()):
+            raise InputError("measured_at and flatness say how the measure flatness is taken, which this run does not take")
+        if not 0 <= self.flatness_epoch < self.optimiser.epochs:
+            raise InputError(f"measured_at must be an epoch from 0 to {self.optimiser.epochs - 1}, not {self.measured_at}")
         if self.test_every < 1:
             raise InputError(f"test_every must be at least 1, not {self.test_every}")
         if not 0 <= self.seed < 2**31:
@@ -189,6 +230,11 @@ class RunSpec:
             return _build(cls, json.loads(text))
         except (TypeError, OverflowError, RecursionError, json.JSONDecodeError) as error:
             raise InputError(f"not a run's specification: {error}") from error
+
+    @property
+    def flatness_epoch(self) -> int:
+        """The epoch after which flatness is measured, where it is."""
+        return self.optimiser.epochs - 1 if self.measured_at is None else self.measured_at
 
     def tested_after(self, epoch: int) -> bool:
         """Whether the test set is evaluated after `epoch`.

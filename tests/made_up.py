@@ -22,13 +22,28 @@ def rows(spec, final, fall, train=0.9, lift=0.0, score=0.0):
         deciles = {f"decile_{k}": (1.0 + k) * (1 if p.structure == "weight" else 0.1) for k in range(10)}
         events = [{"epoch": e, "layer": layer, "units": 64, "removed": 1, "removed_total": 1, "t_pre": 0.5,
                    "t_post": 0.5 - fall, **deciles, "mean_score": score + e, "negative_scales": 0}
-                  for e in range(last + 1) for i, layer in enumerate(p.layers) if e in p.schedule.event_epochs(i)]
-    if spec.measures:
+                  for e in range(-1, last + 1) for i, layer in enumerate(p.layers) if e in p.schedule.event_epochs(i)]
+    flat = made_up_flatness(spec, fall) if "flatness" in spec.measures else {}
+    if "bn-histogram" in spec.measures:
         bars = [{"epoch": when, "layer": f"bn{n}", "layer_index": n, "ks": 0.005 * n + 0.1 * (when > 0), "sd": 1.0,
                  "left": left, "right": left + 1, "count": 10 + n}
                 for when in (-1, last) for n in range(16) for left in range(-5, 5)]
     ended = [{"images": 1000, "accuracy": final, "loss": 1.0, "train_accuracy": train, "train_loss": 0.1}]
-    return {"epoch": epochs, "event": events, "histogram": bars, "final": ended}
+    return {"epoch": epochs, "event": events, "histogram": bars, "final": ended} | flat
+
+
+def made_up_flatness(spec, fall):
+    """Tables of a minimum the flatter, the more a run's events make its accuracy fall; curves are parabolas."""
+    how, sharp = spec.flatness, 1 / (1 + 5 * fall)
+    row = {"epoch": spec.flatness_epoch, "images": how.images, "hessian_images": how.hessian_images, "loss": 1.0,
+           "accuracy": 0.5, "trace": 2000 * sharp, "trace_error": 100.0, "trace_centred": 1900 * sharp,
+           "curvature_error": 20.0, "curvature_other": 250 * sharp, "curvature_other_error": 25.0,
+           "relative_mean": 1 + 0.1 * sharp, "relative_worst": 1 + 0.2 * sharp, "seconds": 0.5}
+    values = [100 * sharp / number for number in range(1, how.eigenvalues + 1)]
+    return {"flatness": [row], "eigenvalue": [{"number": n, "eigenvalue": value} for n, value in enumerate(values, 1)],
+            "direction": [{"number": n, "step": step, "loss": 1 + values[n - 1] * step**2 / 2,
+                           "accuracy": max(0.1, 0.5 - sharp * abs(step))}
+                          for n in range(1, how.directions + 1) for step in how.steps]}
 
 
 def write(store, labelled, final, fall, profile="smoke", **more):

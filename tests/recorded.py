@@ -2,8 +2,9 @@
 
 What a capture does to a program it does too: nothing is computed while it
 lasts, every number from the host is frozen, memory stays where it was, and a
-question to the device or a stream that is not joined is an error.  Not
-emulated: kernels, and their order on different streams.
+question to the device or a stream that is not joined is an error, after which
+stream and allocator stay as torch leaves them then.  Not emulated: kernels,
+and their order on different streams.
 """
 
 from contextlib import contextmanager, nullcontext
@@ -64,55 +65,102 @@ class _Recorder(TorchDispatchMode):
                 self.before[place] = (tensor, tensor.detach().clone())
 
 
-class _Stream:
+class Device:
+    """What a GPU and torch's allocator remember: the stream in use, the capture under way, and what they then refuse."""
+
+    def __init__(self):
+        self.default = self.current = Stream()
+        self.joined: dict[Stream, bool] | None = None  # streams in the capture under way: whether they were waited for
+        self.allocating, self.released = [], []  # pools that a capture allocates to, pools given back by hand
+        self.made: list[Graph] = []
+        self.free, self.step_takes = 100, 0  # bytes
+
+    def graph(self):
+        self.made.append(Graph())
+        return self.made[-1]
+
+    def set_stream(self, stream):
+        self.current = stream
+
+    @contextmanager
+    def stream(self, stream):
+        if self.joined is not None and stream not in self.joined:
+            raise RuntimeError("work on a stream that does not take part in the capture")
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
+
+    def end_allocating(self, _, pool):
+        if pool not in self.allocating:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.allocating.remove(pool)
+
+    def empty_cache(self):
+        if self.allocating:
+            raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+
+    def capture(self, graph, pool=None, stream=None):
+        return Capture(self, graph, pool, stream)
+
+
+class Capture:
+    """What `torch.cuda.graph` is: where it cannot be ended, stream and allocator stay as they were in it."""
+
+    def __init__(self, device, graph, pool, stream):
+        self.device, self.pool, self.stream = device, pool, stream
+        self.recorder = _Recorder(graph)
+
+    def __enter__(self):
+        self.device.empty_cache()
+        self.before, self.device.current = self.device.current, self.stream
+        self.device.allocating.append(self.pool)
+        self.device.joined = {self.stream: True}
+        self.recorder.__enter__()
+
+    def __exit__(self, *error):
+        self.recorder.__exit__(*error)
+        joined, self.device.joined = self.device.joined, None
+        with torch.no_grad():
+            for tensor, value in self.recorder.before.values():
+                tensor.copy_(value)
+        if not all(joined.values()):
+            raise RuntimeError("unjoined work")
+        self.device.end_allocating(None, self.pool)
+        self.device.current = self.before
+
+
+class Stream:
     """A stream takes part in a capture from when it waits for one that does, and must be waited for before the end."""
 
-    capture: dict["_Stream", bool] | None = None  # streams in the capture under way: whether they were waited for
+    device: Device
 
-    def __init__(self, device=None):
-        self.device = device
+    def __init__(self, _=None):
+        pass
 
     def wait_stream(self, other):
-        if _Stream.capture is not None:
-            if self in _Stream.capture:
-                _Stream.capture[other] = True
-            elif other in _Stream.capture:
-                _Stream.capture[self] = False
+        joined = self.device.joined
+        if joined is not None:
+            if self in joined:
+                joined[other] = True
+            elif other in joined:
+                joined[self] = False
 
 
-@contextmanager
-def _on(stream):
-    if _Stream.capture is not None and stream not in _Stream.capture:
-        raise RuntimeError("work on a stream that does not take part in the capture")
-    yield
-
-
-@contextmanager
-def _capture(graph, pool=None, stream=None):
-    recorder = _Recorder(graph)
-    _Stream.capture = {stream: True}
-    try:
-        with recorder:
-            yield
-        if not all(_Stream.capture.values()):
-            raise RuntimeError("unjoined work")
-    finally:
-        _Stream.capture = None
-    with torch.no_grad():
-        for tensor, value in recorder.before.values():
-            tensor.copy_(value)
-
-
-def install(monkeypatch) -> list[Graph]:
-    """Let `torch.cuda`'s graphs and streams be these; returns the graphs made from now on."""
-    made = []
-
-    def graph():
-        made.append(Graph())
-        return made[-1]
-
-    for name, stand_in in (("CUDAGraph", graph), ("graph", _capture), ("Stream", _Stream),
-                           ("stream", _on), ("device", lambda _: nullcontext()),
-                           ("synchronize", lambda _=None: None), ("graph_pool_handle", lambda: None)):
+def install(monkeypatch) -> Device:
+    """Let `torch.cuda`'s graphs, streams and memory be those of the device that is returned."""
+    there = Device()
+    monkeypatch.setattr(Stream, "device", there, raising=False)
+    for name, stand_in in (
+            ("CUDAGraph", there.graph), ("graph", there.capture), ("Stream", Stream), ("stream", there.stream),
+            ("set_stream", there.set_stream), ("current_stream", lambda _=None: there.current),
+            ("device", lambda _: nullcontext()), ("current_device", lambda: 0), ("synchronize", lambda _=None: None),
+            ("graph_pool_handle", object), ("empty_cache", there.empty_cache),
+            ("reset_peak_memory_stats", lambda _=None: None), ("memory_allocated", lambda _=None: 0),
+            ("max_memory_allocated", lambda _=None: there.step_takes), ("memory_reserved", lambda _=None: 0),
+            ("mem_get_info", lambda _=None: (there.free, 100)), ("get_per_process_memory_fraction", lambda _=None: 1.0)):
         monkeypatch.setattr(torch.cuda, name, stand_in)
-    return made
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", there.end_allocating)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda _, pool: there.released.append(pool), raising=False)
+    return there

@@ -128,7 +128,7 @@ def test_list_takes_all_figures_when_none_is_named(results, capsys):
         command = ["list", *names, "--profile", "paper", "--data", "digits", "--results", str(results), "--json"]
         assert main(command) == 0
         counts.append(len(printed(capsys)))
-    assert counts[0] == counts[1] == 10 * (5 + 4 + 10 + 24 + 7 + 26 + 13 + 1 + 5 + 4)
+    assert counts[0] == counts[1] == 10 * (5 + 4 + 10 + 24 + 7 + 26 + 13 + 1 + 5 + 4 + 10 + 22 + 6 + 12 + 9 + 3 + 4)
 
 
 def test_list_prints_the_rates_of_the_paper(results, capsys):
@@ -241,6 +241,11 @@ BAD = {
     "no time": ["run", "--time-limit", "0"],
     "time that is no number": ["run", "--time-limit", "nan"],
     "device": ["run", "--device", "gpu"],
+    "all beside another": ["list", "all", "figure3"],
+    "a campaign of figures": ["list", "--campaign", "figure3"],
+    "a campaign of seeds": ["run", "--campaign", "--seeds", "3", "--profile", "smoke"],
+    "a name longer than a name may be": ["list", "--data", "./" + 300 * "x"],
+    "a text of control codes": ["run", "--data", "./\x1b]0;title\x07\nx"],
     "verify": ["verify"],
     "import": ["import", "--archive", "nowhere.zip"],
     "export": ["export", "--archive", "runs.zip"],
@@ -256,7 +261,7 @@ def test_bad_input_is_told_in_one_line_and_nothing_is_written(arguments, results
         given += ["--profile", "tiny"]
     assert main(given) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith("gstlib: ") and err.count("\n") == 1 and err.endswith("\n") and len(err) < 600
+    assert out == "" and err.startswith("gstlib: ") and err[:-1].isprintable() and err.endswith("\n") and len(err) < 600
     assert list(tmp_path.iterdir()) == []
 
 
@@ -330,6 +335,29 @@ def test_the_results_folder_may_come_from_the_environment(tmp_path, capsys, monk
     monkeypatch.setenv("GSTLIB_RESULTS", str(tmp_path / "elsewhere"))
     assert main(["verify"]) == 2
     assert "elsewhere" in capsys.readouterr().err
+
+
+def test_a_variable_that_is_set_but_empty_counts_as_not_set(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("GSTLIB_RESULTS", "GSTLIB_DATA", "GSTLIB_CACHE"):
+        monkeypatch.setenv(name, "")
+    assert main(["verify"]) == 2
+    assert "results folder results does not exist" in capsys.readouterr().err
+    assert main(["list", "figure3", "--data", "cifar10-folder"]) == 2
+    assert "data/cifar10-folder" in capsys.readouterr().err
+    assert main(["list", "figure3", "--profile", "tiny"]) == 0 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("results", ["", "x" * 300, "a\nb\x1b[31m"])
+@pytest.mark.parametrize("command", [["verify"], ["list", "figure3"], ["run", "figure3"], ["import", "--archive", "x.zip"]])
+def test_a_results_folder_that_cannot_be_is_told_in_one_line(command, results, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    no_training(monkeypatch)
+    if command == ["run", "figure3"] and "\n" in results or command == ["list", "figure3"] and "\n" in results:
+        return  # an odd name, but a name
+    assert main([*command, "--results", results]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err[:-1].isprintable() and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("arguments", [[], ["train"], ["run", "--speed", "9"], ["run", "--workers", "two"]])
@@ -425,6 +453,35 @@ def test_a_broken_standard_error_does_not_hide_that_nothing_was_trained(tmp_path
     assert done.returncode == 2
 
 
+@pytest.mark.parametrize("streams", ["2> >(exec head -c 5 >/dev/null)", *(
+    pytest.param(closed, marks=pytest.mark.slow) for closed in ("2>&-", ">&- 2>&- <&-"))])
+def test_workers_go_on_without_a_standard_error(results, streams, tmp_path):
+    """They decode images that no cache keeps, which they would show."""
+    random = np.random.default_rng(0)
+    for place in [tmp_path / f"set/{part}/{name}/{n}.png" for part in ("train", "test") for name in "ab" for n in range(32)]:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(place)
+    code = RUN.replace('"1",', '"2", "--executor", "processes",').replace("figure1-vgg11", "figureA1")
+    done = subprocess.run(["bash", "-c", f'"$@" {streams}', "bash", sys.executable, "-c",
+                           f"if __name__ == '__main__':{code.replace(chr(10), chr(10) + '    ')}", str(results),
+                           "--data", str(tmp_path / "set"), "--seeds", "2"], cwd=ROOT, timeout=240,
+                          env=os.environ | {"GSTLIB_CACHE": "/dev/null/cache"})
+    assert done.returncode == 0 and len(Store(results).ids()) == 2
+
+
+def test_characters_that_a_terminal_lacks_are_shown_by_their_numbers(filled, results, tmp_path):
+    archive = tmp_path / "läufe.zip"
+    done = subprocess.run([sys.executable, "-m", "gstlib", "export", "--results", str(results), "--archive", str(archive)],
+                          cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, "") and "l\\xe4ufe.zip" in done.stdout and archive.exists()
+
+
+def test_commands_work_where_docstrings_are_stripped_and_no_home_is(tmp_path):
+    done = subprocess.run([sys.executable, "-OO", "-m", "gstlib", "list", "figure3", "--seeds", "1", "--json"], cwd=ROOT,
+                          env={n: v for n, v in os.environ.items() if n != "HOME"}, capture_output=True, text=True)
+    assert done.returncode == 0 and len(json.loads(done.stdout)) == 7
+
+
 def test_a_benchmark_is_written_after_every_measurement(tmp_path, monkeypatch, capsys):
     from gstlib.bench import measure
 
@@ -455,18 +512,21 @@ def test_a_benchmark_of_what_is_not_there_is_refused(capsys):
     assert "vgg12" in capsys.readouterr().err
 
 
-def test_seven_classes_train_and_read_back_whole(tmp_path, results, capsys):
+@pytest.mark.parametrize("classes", [2, 7, 97])
+def test_any_number_of_classes_trains_and_reads_back_whole(classes, tmp_path, results, capsys):
+    """97 are more than the profile has images, and leave a last batch of a single one."""
     random = np.random.default_rng(0)
-    for part, number in (("train", 10), ("test", 6)):
-        for name in "abcdefg":
-            (tmp_path / "set" / part / name).mkdir(parents=True)
+    for part, number in (("train", 64 // classes + 1), ("test", 40 // classes + 1)):
+        for name in range(classes):
+            (tmp_path / "set" / part / f"{name:02d}").mkdir(parents=True)
             for index in range(number):
                 pixels = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(tmp_path / "set" / part / name / f"{index}.png")
+                Image.fromarray(pixels).save(tmp_path / "set" / part / f"{name:02d}" / f"{index}.png")
     command = ["figure1-vgg11", "--profile", "tiny", "--data", str(tmp_path / "set"), "--results", str(results)]
     assert main(["run", *command, "--workers", "1", "--quiet"]) == 0
     assert "4 runs trained" in capsys.readouterr().out
     assert main(["status", *command, "--json"]) == 0
     assert [row["missing"] for row in printed(capsys)] == [0] * 5
     found = study(Store(results), "figure1-vgg11", "tiny", str(tmp_path / "set"))
-    assert not found.missing and len(found.runs) == 5 and found.spec("none").data.classes == 7
+    assert not found.missing and len(found.runs) == 5 and found.spec("none").data.classes == classes
+    assert found.spec("none").data.train_size == max(64, classes)

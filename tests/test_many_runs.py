@@ -36,6 +36,11 @@ def test_ten_thousand_runs_are_listed_in_seconds(tmp_path, monkeypatch):
     known = {run.spec.id for run in stored}
     assert [row["stored"] for row in command("list")] == [run.spec.id in known for _, run in runs]
     assert sum(row["stored"] for row in command("status")) == sum(run.spec.id in known for _, run in runs)
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "gstlib", "verify", "--results", str(store.path)], check=True,
+                          capture_output=True, text=True)
+    assert "10000 runs are as they were written, 0 are not" in done.stdout
+    assert time.perf_counter() - began < 5 * PATIENCE  # a minute was asked for
     assert {run_id for run_id, _, _ in Store(store.path).about()} == known  # makes the index
     began = time.perf_counter()
     assert sum(1 for _ in Store(store.path).about()) == 10_000

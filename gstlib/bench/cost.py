@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import shlex
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,7 +29,6 @@ PEAK_OPERATIONS, PEAK_BYTES = 800e12, 3e12  # per second, what an H100 reaches i
 TARGETS = {"vgg11": 60.0, "resnet18": 240.0}  # seconds of a run at profile paper, as a share of a lockstep group's time
 CORES = 2  # runs side by side on the CPU that the estimates speak of
 ALL = "all, each run once"
-_SETS = {"digits": (1442, 355)}  # training and test images of a whole set, where they are not those of CIFAR-10
 _ALIKE = {"vgg19": "vgg11"}  # whose operations take as long, where a network was not measured itself
 
 
@@ -40,12 +40,12 @@ def benchmarks(store: Store) -> list[dict]:
     found = []
     for place in sorted(store.path.glob("bench*.json")):
         try:
-            result = json.loads(place.read_text())
+            result = json.loads(place.read_text() if place.is_file() else "")  # a pipe is not waited for
             if not {"machine", "rows", "techniques", "costs"} <= set(result):
                 raise ValueError("it lacks machine, rows, techniques or costs")
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise InputError(f"{place} is no benchmark ({error}); "
-                             f"make it with: python -m gstlib bench --output {place}") from error
+                             f"make it with: python -m gstlib bench --output {shlex.quote(str(place))}") from error
         found.append(result)
     return found
 
@@ -59,7 +59,7 @@ def paper_spec(model: str) -> RunSpec:
 
 def whole(spec: RunSpec) -> tuple[int, int]:
     """Training and test images of the whole set; a folder, which may hold any number, is taken for CIFAR-10's."""
-    return _SETS.get(spec.data.name, (50_000, 10_000))
+    return data.SIZES.get(spec.data.name, (50_000, 10_000))
 
 
 def images(spec: RunSpec) -> tuple[int, int]:

@@ -29,7 +29,7 @@ from gstlib.data import SIDE, Images
 from gstlib.errors import InputError, check_choice
 from gstlib.spec import RunSpec
 from gstlib.training import train
-from gstlib.training.engine import Engine, cores, ran_out
+from gstlib.training.engine import Engine, cores, ran_out, switched_off
 from gstlib.training.provenance import provenance
 
 SWITCHES = {"capture": "CUDA graph", "streams": "streams", "fuse": "compiled", "autotune": "cuDNN autotuning"}
@@ -69,7 +69,7 @@ class Case(NamedTuple):
 
 class Timing(NamedTuple):
     """Seconds: of a lockstep step by block, of a test image, of an epoch's events, of an E[BN] pass (None: has none);
-    bytes of GPU memory at their peak; the engine's techniques that were really in use."""
+    bytes of GPU memory held in the end, graphs included; the engine's techniques that were really in use."""
 
     blocks: list[float]
     test: float
@@ -98,9 +98,7 @@ def measure(case: Case, device: torch.device, how: Effort, meet: Callable[[], ob
     timed, spec, cuda = functools.partial(_timed, device), case.spec, device.type == "cuda"
     n = min(how.steps(spec) * spec.optimiser.batch_size, cost.images(spec)[0])
     if cuda:
-        torch.cuda.init()  # before it, the next lines refuse a device with a number
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
     with nullcontext() if cuda else train.one_thread():
         images = synthetic(n, how.test_images).to(device)
         runs = [train.Run(replace(spec, seed=seed), images, device) for seed in range(case.replicas)]
@@ -117,7 +115,7 @@ def measure(case: Case, device: torch.device, how: Effort, meet: Callable[[], ob
         event = statistics.median([timed(lambda: pruner.epoch(epoch, lambda: 0.0)) for epoch in epochs][1:])
         ebn = statistics.median(timed(lambda: [layer.scores() for layer in pruner.layers]) for _ in range(21))
     return Timing(blocks, test, event, ebn if spec.pruning.score == "ebn" else None,
-                  torch.cuda.max_memory_allocated(device) if cuda else None, engine.techniques)
+                  torch.cuda.memory_reserved(device) if cuda else None, engine.techniques)
 
 
 def measure_all(case: Case, device: torch.device, how: Effort) -> Timing:
@@ -269,7 +267,7 @@ def run(device: torch.device, quick: bool = False, networks: Sequence[str] | Non
 
     def kept() -> dict:
         machine = provenance(synthetic(1, 1), device, "paper", time.perf_counter() - began) | peak | {
-            "cores": cores(), "quick": quick, "blocks": how.blocks,
+            "cores": cores(), "without": sorted(switched_off()), "quick": quick, "blocks": how.blocks,
             "steps": {name: how.steps(spec) for name, spec in specs.items()}}
         keep(result := {"machine": machine, "rows": [row(*what, device, peak) for what in timings], "techniques": gains,
                         "costs": costs})

@@ -7,7 +7,9 @@ the other cells call its methods and hold no machinery of their own.
 from __future__ import annotations
 
 import ast
+import hashlib
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,7 +95,7 @@ class Chapter:
         self.name, self.output = name, Path(output)
         if not any(about["profile"] == profile for _, _, about in self.store.about()):
             made_by = command(names, profile, data or experiments.profile(profile).data, self.store.path, seeds)
-            raise InputError(f"{self.store.path} holds no run at profile {profile!r}; make them with: {made_by}")
+            raise InputError(f"{self.store.path.absolute()} holds no run at profile {profile!r}; make them with: {made_by}")
         self.studies = [study(self.store, figure, profile, data, seeds) for figure in names]
 
     def show(self, study: Study, draw: Callable[[Study], Figure], name: str, seen: str,
@@ -151,3 +153,27 @@ def injected(history: Iterable[str] | None = None) -> list[str]:
     cells = [ast.parse(text) for text in history if text.startswith("# Parameters\n")]
     return [target.id for cell in cells for line in cell.body if isinstance(line, ast.Assign)
             for target in line.targets if isinstance(target, ast.Name)]
+
+
+def drawn_from(chapters: Iterable[str], profile: str, results: str, data: str | None, seeds: str | None) -> str:
+    """A digest of what these chapters are drawn from: parameters, sources, and all that `results` holds.
+
+    Raises `InputError` for parameters with which no chapter can be drawn, before one is tried.
+    """
+    store = Chapter("", ["figure1-vgg11"], profile=profile, data=data, seeds=seeds, results=results, output="x",
+                    device="auto", train=False, executor=None).store
+    # in the project's root, where making a chapter leads
+    digest = hashlib.sha256(repr([profile, results, data, seeds, *chapters]).encode())
+    for folder, pattern in ((Path(), "pyproject.toml"), (Path(), "chapters/*.ipynb"), (Path(), "gstlib/**/*.py"),
+                            (store.path, "[!.]*.json"), (store.path, "runs/*.parquet")):
+        for place in sorted(folder.glob(pattern)):
+            digest.update(repr([place.name, hashlib.sha256(place.read_bytes()).hexdigest()]).encode())
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":  # what the Makefile asks before it removes the pages that are there
+    given = {name: os.environ.get(name.upper()) or None for name in ("data", "seeds")}
+    try:
+        print(drawn_from(sys.argv[1:], os.environ["PROFILE"], os.environ["RESULTS"], **given))
+    except InputError as error:
+        sys.exit(f"gstlib: {error}")

@@ -8,16 +8,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Iterable
 from html import escape
 
 import pandas as pd
 
 from gstlib import experiments
-from gstlib.claims import CONTRADICTED, INCONCLUSIVE, NOT_RUN, SUPPORTED
+from gstlib.claims import CLAIMS, CONTRADICTED, INCONCLUSIVE, NOT_RUN, SUPPORTED
+from gstlib.claims.verdicts import judge
 from gstlib.experiments import PROFILES
 from gstlib.reading import text
 from gstlib.reading.interval import LEVEL
-from gstlib.reading.study import once
+from gstlib.reading.study import Study, once
 from gstlib.reading.text import NONE
 from gstlib.spec import DataSpec, PruningSpec
 from gstlib.store import Store
@@ -31,6 +33,8 @@ PAGES = {
     "figure1-vgg11": "chapters/figure1", "figure1-resnet18": "chapters/figure1", "figure2": "chapters/figure2",
     "figure3": "chapters/figure3", "figure4": "chapters/figure4", "figure5": "chapters/figure5",
     "figureA1": "chapters/ebn", "figureA2": "chapters/figure1-run", "bench": "chapters/engine",
+    "final-figure2": "chapters/final", "final-figure3": "chapters/final", "final-figure4": "chapters/final",
+    "final-figure5": "chapters/permanence", "C20": "chapters/flatness",
 }
 
 
@@ -73,8 +77,9 @@ def _users(profile: str, data: DataSpec, seed: int) -> dict[str, dict[str, str]]
 def _pruning(p: PruningSpec | None) -> dict[str, str]:
     if p is None:
         return dict.fromkeys(("r", "target", "score", "units", "effect"), NONE)
-    return {"r": "once" if once(p) else str(p.retrain), "target": p.target, "score": p.score,
-            "units": _UNITS[p.structure], "effect": f"{p.effect}, {p.batches} batches" if p.batches else p.effect}
+    when = "before training" if p.scratch else "once" if once(p) else str(p.retrain)
+    return {"r": when, "target": p.target, "score": p.score, "units": _UNITS[p.structure],
+            "effect": f"{p.effect}, {p.batches} batches" if p.batches else p.effect}
 
 
 def runs_html(table: pd.DataFrame) -> str:
@@ -110,6 +115,18 @@ def aside(row: dict, prefix: str = "") -> str:
     return ", ".join(words)
 
 
+def verdicts(ids: Iterable[str], studies: Iterable[Study], store: Store, data: str | None = None) -> str:
+    """The claims `ids` as `studies`, those of one profile, answer them, as a Markdown table: estimate, seeds, verdict.
+
+    Without Holm's p, which is one over all claims.
+    """
+    by_figure = {study.experiment.name: study for study in studies}
+    (profile,) = {study.profile.name for study in by_figure.values()}
+    found = [(claim, judge(claim, profile, by_figure, store, data)) for claim in CLAIMS if claim.id in ids]
+    return text.markdown(((claim.id, claim.statement, claim.published, number(row), row["n"], f"**{row['verdict']}**")
+                          for claim, row in found), ["", "claim", "paper", f"here ({profile})", "seeds", "verdict"])
+
+
 def claims_html(table: pd.DataFrame) -> str:
     """What `claims.evaluate` gives as the front page's table, each claim linked to the page of its figure.
 
@@ -119,7 +136,7 @@ def claims_html(table: pd.DataFrame) -> str:
     lines = ['<table class="table claims">', "<thead><tr>", *(f"<th>{name}</th>" for name in headings),
              "</tr></thead>", "<tbody>"]
     for row in table.to_dict("records"):
-        link = f'<a href="{PAGES[row["figure"]]}.html"><strong>{row["id"]}</strong></a>'
+        link = f'<a href="{PAGES.get(row["id"], PAGES[row["figure"]])}.html"><strong>{row["id"]}</strong></a>'
         small = number(row, "small_")
         cells = (f'{link} {escape(row["statement"])}', escape(row["published"]),
                  NONE if row["verdict"] == NOT_RUN else escape(number(row)),
@@ -154,8 +171,9 @@ def verdicts_sentence(table: pd.DataFrame, store: Store) -> str:
 
 def made_on(about: dict) -> str:
     """Where, with what and when something was made, in words (HTML; every text escaped)."""
-    return (f"{escape(about['device'])}, torch {escape(about['versions']['torch'])}, {escape(about['finished'][:10])}, "
-            f"commit <code>{escape(text.short_commit(about['commit']))}</code>")
+    device, torch, finished, commit = (escape(str(value)) for value in (
+        about["device"], about["versions"]["torch"], str(about["finished"])[:10], text.short_commit(str(about["commit"]))))
+    return f"{device}, torch {torch}, {finished}, commit <code>{commit}</code>"
 
 
 def bench_machine(result: dict) -> str:

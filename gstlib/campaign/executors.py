@@ -12,6 +12,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 import torch
 
 from gstlib import data
-from gstlib.errors import InputError
+from gstlib.errors import Forgiving, InputError
 from gstlib.spec import RunSpec
 from gstlib.training import train
 from gstlib.training.checkpoint import Checkpoints
@@ -125,7 +126,9 @@ class Processes:
 def _begin(ending, news) -> None:
     """Set up a worker process; one whose master is gone ends after its step."""
     global _ending, _news, _training
+    sys.stderr = Forgiving(sys.stderr)  # which the user may have closed
     _news, _training, master = news, threading.Lock(), multiprocessing.parent_process()
+    sys.stderr = Forgiving(sys.stderr)
     _ending = lambda: ending.value or os.getppid() != master.pid  # noqa: E731
 
     def guard() -> None:

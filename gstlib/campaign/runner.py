@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from math import inf
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from gstlib.campaign.executors import EXECUTORS, Setting, connect
 from gstlib.campaign.leases import Leases
 from gstlib.campaign.todo import Task, campaign, missing, plan
 from gstlib.campaign.work import Clock, Display, Outcome, Work
-from gstlib.errors import InputError, check_choice
+from gstlib.errors import Forgiving, InputError, check_choice
 from gstlib.experiments import Labelled
 from gstlib.store import Store
 from gstlib.training import train
@@ -95,15 +96,16 @@ def train_all(store: Store, find: Callable[[str], list[Task]], device: str = "au
         return Outcome(len(done))
     for task in todo:
         train.check(task.spec)
-    store.check_writable()
+    store.check_writable(task.spec.id for task in todo)
     on_gpu = chosen.type == "cuda"
     if executor != "ray":
         there = cores() if not on_gpu else torch.cuda.device_count() if chosen.index is None else 1
         workers = min(workers or there, len(todo))
         # who asks for lockstep on a CPU wants to see it at work
         executor = executor or ("processes" if workers > 1 and (on_gpu or replicas is None) else "local")
-    clock, show = Clock(time_limit, None if executor == "ray" else chosen), Display(todo, quiet)
-    with _signals() as signals, Leases(store.path / "leases") as leases, show.bar:
+    clock = Clock(time_limit, None if executor == "ray" else chosen)
+    with (_signals() as signals, Leases(store.path / "leases") as leases, redirect_stderr(Forgiving(sys.stderr)),
+          (show := Display(todo, quiet)).bar):
         work = Work(store, todo, replicas or (REPLICAS if on_gpu else 1), clock, leases, checkpoints, show)
         setting = Setting(chosen, workers, checkpoints, lambda: signals or time.monotonic() >= clock.deadline, show,
                           gpus_per_group)

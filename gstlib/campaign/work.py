@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -12,9 +11,9 @@ from tqdm import tqdm
 
 from gstlib.campaign.leases import Leases
 from gstlib.campaign.todo import Task
-from gstlib.errors import InputError
+from gstlib.errors import InputError, say
 from gstlib.spec import RunSpec
-from gstlib.store import Store
+from gstlib.store import DamagedRun, Store
 from gstlib.training import pace, train
 from gstlib.training.checkpoint import Checkpoints
 
@@ -70,7 +69,7 @@ class Display:
     def say(self, text: str, always: bool = False) -> None:
         """A line above the bar; without a bar, only what must be said."""
         if always or not self.bar.disable:
-            self.bar.write(text, file=sys.stderr)
+            say(text)
 
 
 class Work:
@@ -108,9 +107,13 @@ class Work:
         return next(filter(None, map(self._lock, late)), None)
 
     def done(self, group: list[Task], results: list[train.Result]) -> None:
-        """Store the rows of `group`."""
+        """Store the rows of `group`; a run fails whose rows no run can have."""
         for task, result in zip(group, results, strict=True):
-            self.store.write(task.spec, result.provenance, result.tables)
+            try:
+                self.store.write(task.spec, result.provenance, result.tables)
+            except DamagedRun as error:
+                self.failed([task], str(error))
+                continue
             self.clock.seconds[train.shape(task.spec)] = result.provenance["seconds"]  # in company, a run's share
             self.checkpoints.remove(task.spec.id)
             self._outcome.trained.append(self._end(task))

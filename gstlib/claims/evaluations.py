@@ -14,6 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from gstlib.claims.rules import MARGIN, Finding, Part, decide, differ, equivalent, every, no_help, part, some, within
+from gstlib.experiments.final import CUMULATIVE
 from gstlib.reading.interval import LEVEL, POWER, Estimate, correlation, slopes, t_interval
 from gstlib.reading.measures import DECILES, FEW_EPOCHS
 from gstlib.reading.text import RATIO, number, pooled
@@ -30,6 +31,12 @@ PERIODS = (4, 20, 40, 60, 100)  # of Figure 4, the smallest rate first; 100 is t
 TENTHS = {kind: tuple(f"{target} {kind}" for target in DECILES) for kind in ("weight", "filter")}
 FIGURE3 = {kind: tuple(f"L {rate} {kind}" for rate in ("r=4", "r=40", "one-shot")) for kind in ("filter", "weight")}
 PRUNE_L = "L l2 weights"  # Figure 5's
+# of the final version; its rates by how far they go: the last two leave a layer one event or two
+IN_TRAINING = ("S r=4", "S r=40", "R r=40", "L r=40")  # the final version's Figure 2, VGG11
+RISING = {target: tuple(f"{target} r={r}" for r in PERIODS) for target in "SRL"}
+EXTREME = {target: tuple(f"{target} r={r}" for r in (200, 300)) for target in "SRL"}
+BY_SGD = {name: (f"{name} S r=30", f"{name} S r=60") for name in ("ResNet18", "ResNet20", "ResNet56")}
+RESTORED = f"cumulative {max(CUMULATIVE)}"
 
 
 def curve(target: str, score: str = "") -> tuple[str, ...]:
@@ -200,6 +207,57 @@ def normality(t: pd.DataFrame) -> Finding:
     return decide(part("distance after less before", after - before, "KS distance"),
                   part(f"{NEAR_NORMAL} less the distance before", NEAR_NORMAL - before, "KS distance"),
                   part("rise toward the output, after", rho, "Spearman's rho"))
+
+
+def flatter(t: pd.DataFrame) -> Finding:
+    logs = t["log_instability"]
+    rises = (f"{name} {t_interval(slopes(logs, t[f'rise_{name}'])):.2f}" for name in ("mean", "worst"))
+    takeuchi = number(*t_interval(slopes(logs, t["log_takeuchi"]))[:3], RATIO)
+    return decide(*(part(f"{name} over that at a tenfold instability", -slopes(logs, t[column]), RATIO)
+                    for name, column in (("curvature", "log_curvature"), ("trace of the gradient covariance", "log_trace"))),
+                  note="at a tenfold instability the rise of the loss under moves relative to each filter's norm changes by, "
+                       f"nats: {', '.join(rises)}; trace over curvature {takeuchi}")
+
+
+def needs_no_removal(t: pd.DataFrame) -> Finding:
+    accuracy = t["accuracy"]
+    restored, pruned, none = accuracy[RESTORED], accuracy[PRUNE_L], accuracy["none"]
+    return decide(*equivalent("accuracy of zeroed and restored less prune L", restored, pruned, pruned - none),
+                  part("accuracy of zeroed and restored less no pruning", restored - none))
+
+
+def rises_and_falls(t: pd.DataFrame) -> Finding:
+    def slope(labels):
+        return slopes(t["log_instability"][list(labels)], t["accuracy"][list(labels)])
+
+    def fall(target):
+        return mean(t["accuracy"], RISING[target][2:]) - mean(t["accuracy"], EXTREME[target])
+
+    each = [f"{target}: slope {t_interval(slope(RISING[target])):.2f}, fall {t_interval(fall(target)):.2f}"
+            for target in RISING]
+    return decide(part("slope up to r = 100", slope(sum(RISING.values(), ())), "points for a tenfold instability"),
+                  part("accuracy at r = 40 to 100 less at 200 and 300", np.mean([fall(target) for target in RISING], axis=0)),
+                  note="; ".join(each))
+
+
+def less_stable_by_sgd(t: pd.DataFrame) -> Finding:
+    logs, accuracy, better, notes = t["log_instability"], t["accuracy"], [], []
+    for name, (small, large) in BY_SGD.items():
+        less_stable, gain = np.sign(logs[large] - logs[small]), accuracy[large] - accuracy[small]
+        better.append(less_stable * gain)
+        notes.append(f"{name}: {t_interval(better[-1]):.2f}, instability at r = 60 over r = 30 "
+                     f"{number(*t_interval(logs[large] - logs[small])[:3], RATIO)}")
+    return decide(part("accuracy of the less stable rate less the other, mean over the networks", np.mean(better, axis=0)),
+                  note="; ".join(notes))
+
+
+def not_before_training(t: pd.DataFrame) -> Finding:
+    accuracy = t["accuracy"]
+    gain, effect = accuracy["scratch"] - accuracy["none"], accuracy["S r=40"] - accuracy["none"]
+    # where pruning in training gives no benefit there is none to be missed, which leaves the claim open
+    return decide(no_help("a quarter of the gain in training less the gain before it", gain, effect),
+                  part("gain in training", effect)._replace(wrong=1.0),
+                  note=f"gain before training {t_interval(gain):.2f}, in training {t_interval(effect):.2f}")
 
 
 def cheap(costs: pd.Series) -> Finding:

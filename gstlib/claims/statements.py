@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from gstlib.claims import evaluations as e
 from gstlib.claims.rules import Finding
+from gstlib.reading.measures import SHARPNESS
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ _OF_CONFIGURATIONS = ("log_instability", "accuracy")
 _OF_SLOPES = (*_OF_CONFIGURATIONS, "mean_instability")
 _ZEROED = (e.PRUNE_L, "zeroing 50")
 _TENTHS = (*e.TENTHS["weight"], *e.TENTHS["filter"])
+_RISING = sum(e.RISING.values(), ())
 _FIGURE3 = (*e.FIGURE3["filter"], *e.FIGURE3["weight"])
 
 CLAIMS = (
@@ -135,4 +137,33 @@ CLAIMS = (
     Claim("C19", "Computing E[BN] costs next to nothing.", "section 3.1.1", "bench",
           "time of one scoring pass of all pruned layers over that of one training step, median and range over the "
           "networks", "below one training step in every network; contradicted when above in every one", e.cheap),
+    # of the final version: C20 and C21 in its abstract's words, C22 to C24 in ours, for what its scripts compare and draw
+    Claim("C20", "The less stable the pruning, the flatter the minimum that training ends in.", "final version, abstract and "
+          "Figure 6", "final-figure2",
+          "slope, its sign turned, of log10 of curvature (sum of the leading Hessian eigenvalues) and of log10 of the trace "
+          "of the gradient covariance on log10 of mean instability over VGG11's four configurations pruned in training, shown "
+          "as a ratio for a tenfold instability; measures relative to the filters' norms in the note", _BOTH, e.flatter,
+          {"final-figure2": dict.fromkeys(("log_instability", *SHARPNESS), e.IN_TRAINING)}),
+    Claim("C21", "The benefit of pruning does not need anything to be removed for good.", "final version, abstract and "
+          "Figure D2", "final-figure5",
+          "final accuracy of the filters held at zero longest and then restored: less prune L, against prune L less no "
+          "pruning; less no pruning", "restored less prune L: " + _AROUND + "; restored less no pruning: " + _ABOVE,
+          e.needs_no_removal, {"final-figure5": {"accuracy": ("none", e.PRUNE_L, e.RESTORED)}}),
+    Claim("C22", "Over small, random and large filters in VGG11 accuracy rises as stability falls, and falls again at the "
+          "extreme rates.", "final version, Figure 3", "final-figure3",
+          "slope of final accuracy on log10 of mean instability over S, R and L at r = 4 to 100, in points for a tenfold "
+          "instability; final accuracy at r = 40, 60 and 100 less that at 200 and 300, mean over the three targets", _BOTH,
+          e.rises_and_falls,
+          {"final-figure3": {"log_instability": _RISING, "accuracy": _RISING + sum(e.EXTREME.values(), ())}}),
+    Claim("C23", "Under SGD with momentum, decay and augmentation, the less stable of two rates generalises better in "
+          "ResNet18, 20 and 56.", "final version, Figure 4", "final-figure4",
+          "final accuracy of the rate (r = 30 or 60) with the larger mean instability in that seed and network less that of "
+          "the other, mean over the three networks", _ABOVE, e.less_stable_by_sgd,
+          {"final-figure4": dict.fromkeys(_OF_CONFIGURATIONS, sum(e.BY_SGD.values(), ()))}),
+    Claim("C24", "Removing as many small filters before training does not give the benefit of removing them in training.",
+          "final version, Figure 2 (scratch)", "final-figure2",
+          "a quarter of the gain in final accuracy of S at r = 40 in VGG11 less the gain of the same share removed before "
+          "the first step, both over no pruning; the gain of S at r = 40",
+          _BOTH + "; contradicted where the gain before training is above zero; without a gain in training it stays open",
+          e.not_before_training, {"final-figure2": {"accuracy": ("none", "S r=40", "scratch")}}),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import shlex
 
 import pandas as pd
 
@@ -44,6 +45,8 @@ def values(study: Study, column: str) -> pd.DataFrame:
         return measures.pattern(study.events, PRUNE_L)
     if column in ("ninth_over_fifth", "exponential_fit"):
         return measures.decile_shapes(study.events, study.epochs)
+    if column in measures.SHARPNESS:
+        return measures.flatness(study.flatness, study.eigenvalues)
     if column.startswith("ks_"):
         return measures.normality_by_run(study.histograms)
     return study.runs[KEYS].assign(**{column: 100 * study.runs[_SHARES[column]] if column in _SHARES
@@ -147,7 +150,7 @@ def judge(claim: Claim, profile: str, studies: dict[str, Study], store: Store, d
         given = [_costs(store) if profile in FULL_WIDTH else pd.Series(dtype=float)]
         if given[0].empty:
             row["why"] = "no full-width network has been measured"
-            commands["python -m gstlib bench --output RESULTS/bench.json"] = None
+            commands[f"python -m gstlib bench --output {shlex.quote(str(store.path / 'bench.json'))}"] = None
     row["n"] = min(map(len, given))
     enough = row["n"] >= (FEWEST if claim.needs else 1)
     told = ", ".join(filter(None, gaps))
@@ -177,4 +180,4 @@ def _costs(store: Store) -> pd.Series:
         return 100 * pd.Series([row["training_steps"] for row in passes], dtype=float)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{place} is no benchmark ({error!r}); "
-                         f"make it with: python -m gstlib bench --output {place}") from error
+                         f"make it with: python -m gstlib bench --output {shlex.quote(str(place))}") from error

@@ -77,7 +77,7 @@ class Loader:
 
     def _next(self, size: int) -> torch.Tensor:
         places = self.position + torch.arange(size, device=self.device)
-        self.position += size
+        self.position.add_(size)
         return places
 
     def next_batch(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,7 +2,11 @@
 
 * `digits`: scikit-learn's 1,797 handwritten digits, scaled up to 32x32x3, every
   fifth image of each class for testing; ships with a package, needs no files.
-* `cifar10`: CIFAR-10 as torchvision downloads and verifies it, under `root`.
+* `cifar10`, `cifar100`, `svhn`: as published, under `root`, fetched by torchvision
+  and checked against the checksums that it knows.  SVHN without its "extra" part.
+* `fashion-mnist`: likewise, its four files in FashionMNIST/raw.  28x28 grey
+  becomes 32x32x3 by two black pixels on every side (its ground is black) and
+  three equal channels, so that every published pixel stays as it is.
 * `cifar10-folder`: any tree `train/<class>/*` and `test/<class>/*` of images
   under `root`, or a tar archive of one.  Decoded once; the decoded arrays are
   kept in a cache for as long as the files stay the same.
@@ -11,6 +15,7 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import hashlib
 import lzma
 import os
@@ -19,7 +24,9 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +35,7 @@ from tqdm import tqdm
 
 from gstlib import files
 from gstlib.data import identity
-from gstlib.errors import InputError
+from gstlib.errors import InputError, say
 from gstlib.spec import DataSpec
 
 SIDE = 32
@@ -36,12 +43,17 @@ SIDE = 32
 # what an archive may claim, looked at before anything is unpacked; headers of long names are read into memory whole
 _MEMBERS, _UNPACKED, _HEADER = 200_000, 8 * 2**30, 2**16
 _IN_MEMORY = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+# what an archive that is damaged, or made to do harm, raises
+_BROKEN = (tarfile.TarError, OSError, EOFError, ValueError, LookupError, ArithmeticError, MemoryError, RecursionError,
+           lzma.LZMAError, zlib.error)
 # PostScript is a format too, and reading it would run a program
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _PARTS = ("train_x", "train_y", "test_x", "test_y")
 
-# sets whose origin is known by their pixels; shown wherever a number from one is
+# shown wherever a number from a set is: the published ones, and one whose origin is known by its pixels
 TITLES = {
+    "digits": "scikit-learn digits", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN",
+    "fashion-mnist": "Fashion-MNIST",
     "ae3bcfea977962c9fbcb2ca53dcc6e063304f316ceb9236ed65ba13dd56c88d9": "CIFAR-10, JPEG re-encoding",
 }
 
@@ -135,25 +147,32 @@ def fingerprint(train_x, train_y, test_x, test_y) -> str:
 def load(source: str | os.PathLike = "digits", download: bool = True) -> Images:
     """A data set by name or path.
 
-    `source` is "digits", "cifar10" (files under the folder named by the
-    environment variable GSTLIB_DATA, else ./data; fetched and verified by
-    torchvision when absent and `download`), or the path of a folder or tar
-    archive: one that holds `cifar-10-batches-py` or its archive counts as
-    `cifar10`, any other as `cifar10-folder`.
+    `source` is "digits", "cifar10", "cifar100", "svhn" or "fashion-mnist"
+    (files under the folder named by the environment variable GSTLIB_DATA,
+    else ./data; fetched when absent and `download`), or the path of a folder
+    or tar archive: one that holds the files of a published set counts as that
+    set, any other as `cifar10-folder`.
 
-    Raises `InputError` for an unknown name and for a folder that is missing,
-    empty, lacks a part, has one class, or holds a file that is no image.
+    Raises `InputError` for an unknown name, for published files that are
+    missing or damaged, for a folder that is missing, empty, lacks a part, has
+    one class, or holds a file that is no image, and for files that change
+    while they are read.
     """
     kind, path = identity.locate(source)
+    key = identity.key(kind, path)
     if kind == "digits":
-        arrays, title = _digits(), "scikit-learn digits"
-    elif kind == "cifar10":
-        arrays, title = _cifar10(path, download and os.fspath(source) == kind), "CIFAR-10"
+        arrays = _digits()
+    elif kind == "cifar10-folder":
+        arrays = _folder(path, key)
     else:
-        arrays, title = _folder(path), f"images from {path.resolve().name}"
+        arrays = _published(kind, path, download and os.fspath(source) == kind)
     proof = fingerprint(*arrays)
-    images = Images(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays), kind, proof, TITLES.get(proof, title))
-    identity.remember(kind, path, images.known)
+    title = TITLES.get(proof) or TITLES.get(kind) or f"images from {path.resolve().name}"
+    images = Images(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays), kind, proof, title)
+    if identity.key(kind, path) == key:  # else what was found is that of another state, or was fetched just now
+        identity.remember(key, images.known)
+    elif kind == "cifar10-folder":
+        raise InputError(f"data {path} changed while it was read; try again when nothing writes there")
     return images
 
 
@@ -172,52 +191,89 @@ def _digits() -> list[np.ndarray]:
     return [images[~test], labels[~test], images[test], labels[test]]
 
 
-def _cifar10(root: Path, download: bool) -> list[np.ndarray]:
-    from torchvision.datasets import CIFAR10
+def _published(kind: str, root: Path, download: bool) -> list[np.ndarray]:
+    """A set as torchvision reads it. Raises `InputError` that names what is damaged, or what to put where."""
+    from torchvision import datasets
+    from torchvision.datasets.utils import check_integrity, download_url
 
+    cifar = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}.get(kind)
+    if cifar:
+        wanted = {f"{cifar.base_folder}/{name}": md5 for name, md5 in cifar.train_list + cifar.test_list}
+        wanted[f"{cifar.base_folder}/{cifar.meta['filename']}"] = cifar.meta["md5"]
+        put = cifar.filename
+    elif kind == "svhn":
+        wanted = {datasets.SVHN.split_list[part][1]: datasets.SVHN.split_list[part][2] for part in ("train", "test")}
+        put = " and ".join(wanted)
+    else:
+        wanted = {f"FashionMNIST/raw/{name}": md5 for name, md5 in datasets.FashionMNIST.resources}
+        put = ", ".join(wanted)
     try:
-        parts = [CIFAR10(root, train=train, download=download and train) for train in (True, False)]
-    except (RuntimeError, OSError) as error:
-        raise InputError(f"CIFAR-10 is not under {root} and could not be fetched ({error}); put torchvision's "
-                         "cifar-10-python.tar.gz there, or point --data at a folder of images") from error
-    return [array for part in parts for array in (part.data.transpose(0, 3, 1, 2), np.asarray(part.targets, dtype=np.int64))]
+        with redirect_stdout(sys.stderr):  # torchvision tells there what it fetches, and tables go to standard output
+            if cifar:
+                # an archive that is whole is only unpacked
+                download = download or check_integrity(root / cifar.filename, cifar.tgz_md5)
+                parts = [cifar(root, train, download=download and train) for train in (True, False)]
+                pairs = [(part.data.transpose(0, 3, 1, 2), part.targets) for part in parts]
+            elif kind == "svhn":
+                parts = [datasets.SVHN(root, part, download=download) for part in ("train", "test")]
+                pairs = [(part.data, part.labels) for part in parts]
+            else:
+                for name, md5 in wanted.items() if download else ():
+                    place = root / name
+                    download_url(datasets.FashionMNIST.mirrors[0] + place.name, place.parent, place.name, md5)
+                if not all(check_integrity(root / name, md5) for name, md5 in wanted.items()):
+                    raise RuntimeError("not all files are there")
+                # images behind 16 bytes of magic number and sizes, labels behind 8
+                flat = [np.frombuffer(gzip.decompress((root / name).read_bytes()), np.uint8) for name in wanted]
+                pairs = [(np.pad(x[16:].reshape(-1, 1, 28, 28), ((0, 0), (0, 0), (2, 2), (2, 2))).repeat(3, axis=1), y[8:])
+                         for x, y in (flat[:2], flat[2:])]
+    except (RuntimeError, OSError, HTTPException) as error:
+        known = wanted | ({cifar.filename: cifar.tgz_md5} if cifar else {})
+        damaged = [name for name, md5 in known.items() if (root / name).exists() and not check_integrity(root / name, md5)]
+        state = f"is damaged: {', '.join(damaged)}; remove that" if damaged else f"is not there: {error}; fetch it by hand"
+        raise InputError(f"{TITLES[kind]} under {root.absolute()} {state} and put {put}, as published, there") from error
+    return [array for x, y in pairs for array in (x, np.asarray(y, np.int64))]
 
 
-def _folder(path: Path) -> list[np.ndarray]:
+def _folder(path: Path, key: str | None) -> list[np.ndarray]:
     """Images from a tree or an archive of one, through the cache of decoded arrays."""
-    try:
-        cached = identity.place("cifar10-folder", path, "npz")
-    except OSError as error:
-        raise InputError(f"data {path} cannot be read: {error}") from error
+    cached = identity.kept(key or "none", "npz")
     if cached.exists():
         try:
             with np.load(cached, allow_pickle=False) as arrays:
                 return [arrays[name] for name in _PARTS]
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
-            tqdm.write(f"cached images in {cached} are damaged; decoding anew", file=sys.stderr)
+            say(f"cached images in {cached} are damaged; decoding anew")
     if path.is_file():
         with tempfile.TemporaryDirectory() as folder:
             _unpack(path, Path(folder))
             arrays = _decode_tree(Path(folder), shown=path)
     else:
         arrays = _decode_tree(path, shown=path)
-    try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        files.write_whole(cached, lambda file: np.savez(file, **dict(zip(_PARTS, arrays))))
-    except OSError as error:
-        tqdm.write(f"decoded images could not be cached in {cached.parent}: {error}", file=sys.stderr)
+    if identity.key("cifar10-folder", path) == key:
+        try:
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            files.write_whole(cached, lambda file: np.savez(file, **dict(zip(_PARTS, arrays))))
+        except OSError as error:
+            say(f"decoded images could not be cached in {cached.parent}: {error}")
     return arrays
 
 
 class _Member(tarfile.TarInfo):
-    """A member's header; those of long names and the like, which are read into memory whole, may not be large."""
+    """A member's header; those of long names and the like, which are read into memory whole, may not be large, and of
+    sparse files, whose maps are, there are none."""
 
     @classmethod
     def frombuf(cls, buf, encoding, errors):
         header = super().frombuf(buf, encoding, errors)
         if header.size > _HEADER and header.type in _IN_MEMORY:
             raise tarfile.HeaderError(f"a header claims {header.size} bytes")
+        if header.type == tarfile.GNUTYPE_SPARSE:
+            header._proc_gnusparse_10()
         return header
+
+    def _proc_gnusparse_10(self, *_):
+        raise tarfile.HeaderError("a file in it is sparse")
 
 
 def _unpack(path: Path, folder: Path) -> None:
@@ -226,7 +282,7 @@ def _unpack(path: Path, folder: Path) -> None:
         opened = tarfile.open(path, tarinfo=_Member)
     except tarfile.ReadError as error:
         raise InputError(f"data {path} is neither a folder nor a tar archive") from error
-    except (OSError, EOFError, lzma.LZMAError, zlib.error, tarfile.TarError) as error:
+    except _BROKEN as error:
         raise InputError(f"archive {path} cannot be unpacked safely: {error}") from error
     try:
         with opened as archive:
@@ -239,7 +295,8 @@ def _unpack(path: Path, folder: Path) -> None:
                     raise ValueError(f"{member.name[:100]!r} is neither a file nor a folder")
                 archive.extract(member, folder, filter="data")
                 archive.members = []  # else every header read so far stays in memory
-    except (tarfile.TarError, OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
+                archive.pax_headers.clear()
+    except _BROKEN as error:
         raise InputError(f"archive {path} cannot be unpacked safely: {error}") from error
 
 
@@ -252,7 +309,7 @@ def _decode_tree(root: Path, shown: Path) -> list[np.ndarray]:
         folder = root / part
         if not folder.is_dir():
             raise InputError(f"data {shown} has no folder {part!r}; it needs train/<class>/* and test/<class>/*")
-        classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+        classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and identity.counts(p.name))
         if len(classes) < 2:
             raise InputError(f"data {shown} has {len(classes)} class folders under {part!r}, but needs at least two")
         if known and classes != known:
@@ -260,7 +317,7 @@ def _decode_tree(root: Path, shown: Path) -> list[np.ndarray]:
         known = classes
         try:
             found = make_dataset(str(folder), {name: label for label, name in enumerate(classes)},
-                                 is_valid_file=lambda file: not os.path.basename(file).startswith("."))
+                                 is_valid_file=lambda file: all(map(identity.counts, Path(file).relative_to(folder).parts)))
         except FileNotFoundError as error:
             raise InputError(f"data {shown}, {part}: a class is empty ({error})") from error
         pixels = np.empty((len(found), 3, SIDE, SIDE), np.uint8)
@@ -272,18 +329,34 @@ def _decode_tree(root: Path, shown: Path) -> list[np.ndarray]:
 
 
 def _decode(file: Path, shown: Path) -> np.ndarray:
-    """One image as uint8 (3, 32, 32), seen as a viewer shows it. Raises `InputError` by name for what is none."""
+    """One image as uint8 (3, 32, 32), seen as a viewer shows it. Raises `InputError` by name for what is none.
+
+    Of 16 bits the upper 8 are kept.  Refused is what would need a choice: transparent pixels, several frames, pixels
+    that are signed, fractions or of 12 or 32 bits.  Colour profiles are not applied.
+    """
     from PIL import Image, ImageOps
 
     try:
         with Image.open(file, formats=_FORMATS) as image:
+            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a camera's previews follow the picture
+                raise ValueError(f"it has {image.n_frames} frames")
+            if image.format == "TIFF":
+                tags = image.tag_v2
+                depth, signs = tags.get(258, (1,)), tags.get(339, (1,))
+                if {*depth} - {1, 2, 4, 8, 16} or {*signs} - {1} or depth == (16,) and tags.get(262) == 0:
+                    raise ValueError(f"its pixels of {depth[0]} bits are not plain numbers from black to white")
             image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I;16") or image.mode == "I" and image.getextrema()[1] < 2**16:
+            # a palette says which of its colours is transparent; elsewhere the colour is named in the file's own depth
+            if "transparency" in image.info and image.mode not in ("P", "RGBA"):
+                raise ValueError("one of its colours is transparent")
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                if image.getextrema()[3][0] < 255:
+                    raise ValueError("it has transparent pixels, whose colour is not known")
+            if image.mode.startswith("I"):  # 16 bits, be it in 32
                 image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
-            if image.mode in ("I", "F"):
-                raise ValueError(f"its pixels are of type {image.mode}, neither 8 nor 16 bits")
-            if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
-                raise ValueError("it has transparent pixels, whose colour is not known")
+            if image.mode == "F":
+                raise ValueError("its pixels are fractions")
             image = image.convert("RGB")
             if image.size != (SIDE, SIDE):
                 image = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR)

@@ -13,7 +13,8 @@ class Stage(NamedTuple):
     seeds: int
 
 
-_MINI = ("figure1-vgg11", "figure5", "figure1-resnet18", "figure4", "figure2", "figure3", "figure1-resnet18-v4")
+_MINI = ("figure1-vgg11", "figure5", "figure1-resnet18", "figure4", "figure2", "figure3", "figure1-resnet18-v4",
+         "final-figure2", "final-figure3", "final-figure5", "final-figure4")
 
 # The order in which runs are worth most, by the type of device at hand.  A verdict needs three seeds in every
 # configuration, the sooner where more claims rest on them, and seeds come in whole rounds.
@@ -24,9 +25,16 @@ CAMPAIGN = {
         Stage("figure5", "mini", 5),
         Stage("figure1-resnet18", "mini", 5),
         Stage("figure4", "mini", 3),
+        Stage("final-figure2", "mini", 3),
+        Stage("final-figure3", "mini", 3),
+        Stage("final-figure5", "mini", 3),
         Stage("figure2", "mini", 5),
         Stage("figure3", "mini", 3),
-        *(Stage(figure, "mini", seeds) for seeds in (5, 10) for figure in _MINI),
+        Stage("final-figure2", "mini", 5),
+        Stage("final-figure4", "mini", 3),
+        *(Stage(figure, "mini", 5) for figure in _MINI),
+        *(Stage(figure, "mini", 3) for figure in ("final-figureB2", "final-figureC3", "final-tableC1")),
+        *(Stage(figure, "mini", 10) for figure in _MINI),
         Stage("precision", "mini", 5),
         Stage("figure2", "paper", 3),
         Stage("figure2", "paper", 5),
@@ -37,12 +45,16 @@ CAMPAIGN = {
         Stage("figure5", "quarter", 5),
         Stage("figure4", "quarter", 3),
         Stage("figure1-resnet18", "quarter", 5),
+        *(Stage(f"final-figure{number}", "quarter", 3) for number in (2, 3, 5)),
         Stage("figure2", "paper", 3),
         Stage("figure3", "quarter", 3),
+        Stage("final-figure4", "quarter", 3),
         Stage("figureA1", "quarter", 3),
         Stage("figure4", "quarter", 5),
         Stage("figure1-vgg11", "paper", 10),
         Stage("figure1-resnet18-v4", "quarter", 3),
+        *(Stage(f"final-figure{number}", "quarter", 5) for number in (2, 3, 4, 5)),
+        *(Stage(figure, "quarter", 3) for figure in ("final-figureB2", "final-figureC3", "final-tableC1")),
         *(Stage(figure, "quarter", 10) for figure in ("figure4", "figure5")),
         *(Stage(figure, "paper", 10) for figure in ("figure1-resnet18", "figure2", "figure4", "figure5")),
         Stage("figure3", "paper", 3),

@@ -1,4 +1,4 @@
-"""The paper's experiments (section 4 of the paper, A.3 for the details) as data.
+"""The early version's experiments (section 4 of the paper, A.3 for the details) as data.
 
 One function a figure: a profile, a data set and seeds in, labelled
 specifications out.  Nothing here trains.  A configuration that two figures
@@ -11,12 +11,11 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from gstlib.errors import check_choice
-from gstlib.experiments.profiles import Profile, rounded, scaled_schedule
+from gstlib.experiments.profiles import Profile, at_least, rounded, scaled_schedule
 from gstlib.spec import DataSpec, ModelSpec, OptimiserSpec, PruningSpec, RunSpec
 
-_VGG11_LAST = ("conv5", "conv6", "conv7", "conv8")
-_RESNET18_LAST = ("stage4.0.conv1", "stage4.0.conv2", "stage4.1.conv1", "stage4.1.conv2")
+VGG11_LAST = ("conv5", "conv6", "conv7", "conv8")
+RESNET18_LAST = ("stage4.0.conv1", "stage4.0.conv2", "stage4.1.conv1", "stage4.1.conv2")
 _EPOCHS, _MILESTONES = 325, (150, 300)
 _SHARE = 0.75  # of the time between two events of a layer that a noise may last
 
@@ -29,23 +28,29 @@ class Labelled(NamedTuple):
 
 
 class Experiment(NamedTuple):
-    """A figure's name, title, and the function that lists its runs."""
+    """A figure's name, title, the function that lists its runs, and the data that it is about where not CIFAR-10."""
 
     name: str
     title: str
     runs: Callable[[Profile, DataSpec, Iterable[int]], list[Labelled]]
+    data: str = ""
 
 
-def _spec(profile: Profile, data: DataSpec, seed: int, model: str, *, pruning: PruningSpec | None = None,
-          epochs: int = _EPOCHS, milestones=_MILESTONES, **fields) -> RunSpec:
-    size = profile.of(model)
-    optimiser = OptimiserSpec(batch_size=size.batch_size, epochs=rounded(epochs, size.divisor),
-                              milestones=tuple(rounded(m, size.divisor) for m in milestones), decay=profile.decay)
-    return RunSpec(dataclasses.replace(data, train_size=size.train_size), ModelSpec(model, size.width), optimiser, pruning,
-                   seed, profile.precision, profile.channels_last, profile.test_every, **fields)
+def run_spec(profile: Profile, data: DataSpec, seed: int, model: str, *, pruning: PruningSpec | None = None,
+             epochs: int = _EPOCHS, milestones=_MILESTONES, size: str = "", optimiser=None, **fields) -> RunSpec:
+    """A run of `model` at the profile's size of that name, or of the name `size`; `optimiser`: what is not as usual."""
+    at = profile.of(size or model)
+    if "flatness" in fields.get("measures", ()):
+        fields["flatness"] = profile.flatness
+    trained = OptimiserSpec(batch_size=at.batch_size, epochs=rounded(epochs, at.divisor), decay=profile.decay,
+                            milestones=tuple(rounded(m, at.divisor) for m in milestones), **(optimiser or {}))
+    data = dataclasses.replace(data, train_size=at_least(at.train_size, data.classes),
+                               test_size=at.test_size or data.test_size)
+    return RunSpec(data, ModelSpec(model, at.width), trained, pruning, seed, profile.precision, profile.channels_last,
+                   profile.test_every, **fields)
 
 
-def _pruning(profile: Profile, model: str, layers, start, end, fraction, retrain: int, *, batches: int = 0,
+def pruning_spec(profile: Profile, model: str, layers, start, end, fraction, retrain: int, *, batches: int = 0,
              **fields) -> PruningSpec:
     start, end, retrain = scaled_schedule(start, end, retrain, profile.of(model).divisor)
     return PruningSpec(layers, start, end, tuple(fraction), retrain, batches=_duration(batches, profile, model, retrain),
@@ -63,19 +68,20 @@ def _duration(batches: int, profile: Profile, model: str, retrain: int) -> int:
     return min(batches, int(_SHARE * retrain * size.train_size / size.batch_size))
 
 
-def _vgg11(profile, retrain: int, **fields) -> PruningSpec:
-    return _pruning(profile, "vgg11", _VGG11_LAST, (3, 4, 5, 6), (150, 150, 150, 275), (0.3, 0.3, 0.3, 0.9), retrain, **fields)
+def vgg11(profile, retrain: int, **fields) -> PruningSpec:
+    return pruning_spec(profile, "vgg11", VGG11_LAST, (3, 4, 5, 6), (150, 150, 150, 275), (0.3, 0.3, 0.3, 0.9), retrain,
+                        **fields)
 
 
-def _resnet18(profile, retrain: int, start=(3, 4, 5, 6), end=(150, 150, 170, 275),
+def resnet18(profile, retrain: int, start=(3, 4, 5, 6), end=(150, 150, 170, 275),
               fraction=(0.25, 0.4, 0.25, 0.95), **fields) -> PruningSpec:
-    return _pruning(profile, "resnet18", _RESNET18_LAST, start, end, fraction, retrain, **fields)
+    return pruning_spec(profile, "resnet18", RESNET18_LAST, start, end, fraction, retrain, **fields)
 
 
-def _each_seed(profile, data, seeds, model: str, configurations: dict[str, PruningSpec | None],
+def each_seed(profile, data, seeds, model: str, configurations: dict[str, PruningSpec | None],
                **fields) -> list[Labelled]:
     """Seeds outside, configurations inside: an interrupted campaign leaves whole rounds, not one lonely method."""
-    return [Labelled(label, _spec(profile, data, seed, model, pruning=pruning, **fields))
+    return [Labelled(label, run_spec(profile, data, seed, model, pruning=pruning, **fields))
             for seed in seeds for label, pruning in configurations.items()]
 
 
@@ -85,12 +91,12 @@ def figure1_vgg11(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> lis
     Published: r = .84, p = 1.3e-11.  Command:
     `python -m gstlib run figure1-vgg11 --profile paper`; 5 configurations x 10 seeds.
     """
-    return _each_seed(profile, data, seeds, "vgg11", {
+    return each_seed(profile, data, seeds, "vgg11", {
         "none": None,
-        "S r=4": _vgg11(profile, 4, target="S"),
-        "S r=40": _vgg11(profile, 40, target="S"),
-        "L r=40": _vgg11(profile, 40, target="L"),
-        "S r=4 l2": _vgg11(profile, 4, target="S", score="l2"),
+        "S r=4": vgg11(profile, 4, target="S"),
+        "S r=40": vgg11(profile, 40, target="S"),
+        "L r=40": vgg11(profile, 40, target="L"),
+        "S r=4 l2": vgg11(profile, 4, target="S", score="l2"),
     })
 
 
@@ -99,11 +105,11 @@ def figure1_resnet18(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> 
 
     Command: `python -m gstlib run figure1-resnet18 --profile paper`; 4 configurations x 10 seeds.
     """
-    return _each_seed(profile, data, seeds, "resnet18", {
+    return each_seed(profile, data, seeds, "resnet18", {
         "none": None,
-        "S r=4": _resnet18(profile, 4, target="S"),
-        "S r=40": _resnet18(profile, 40, target="S"),
-        "L r=40": _resnet18(profile, 40, target="L"),
+        "S r=4": resnet18(profile, 4, target="S"),
+        "S r=40": resnet18(profile, 40, target="S"),
+        "L r=40": resnet18(profile, 40, target="L"),
     })
 
 
@@ -116,9 +122,9 @@ def figure1_resnet18_v4(profile: Profile, data: DataSpec, seeds: Iterable[int]) 
     """
     readings = {"later": {"start": (7, 8, 9, 10)}, "more": {"fraction": (0.25, 0.8, 0.25, 0.95)},
                 "signed": {"score": "ebn-signed"}}
-    return _each_seed(profile, data, seeds, "resnet18", {
+    return each_seed(profile, data, seeds, "resnet18", {
         "none": None,
-        **{f"{target} r={r} {reading}": _resnet18(profile, r, target=target, **change)
+        **{f"{target} r={r} {reading}": resnet18(profile, r, target=target, **change)
            for reading, change in readings.items()
            for target, r in (("S", 4), ("S", 40), ("L", 40))},
     })
@@ -134,8 +140,8 @@ def figure2(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labe
     """
     data = dataclasses.replace(data, augment=True)
     targets = [*(f"D{k}" for k in range(11)), "D9-remaining"]
-    return _each_seed(profile, data, seeds, "conv4", {
-        f"{target} {structure}": _pruning(profile, "conv4", ("fc1",), (4,), (52,), (0.1,), 3, target=target,
+    return each_seed(profile, data, seeds, "conv4", {
+        f"{target} {structure}": pruning_spec(profile, "conv4", ("fc1",), (4,), (52,), (0.1,), 3, target=target,
                                           score=score, structure=structure)
         for structure, score in (("weight", "magnitude"), ("filter", "l2")) for target in targets
     }, epochs=55, milestones=(30, 60))
@@ -151,10 +157,10 @@ def figure3(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labe
     for structure, score in (("filter", "ebn"), ("weight", "magnitude")):
         kind = {"target": "L", "structure": structure, "score": score}
         for r in (4, 40):
-            configurations[f"L r={r} {structure}"] = _resnet18(profile, r, end=end, fraction=fraction, **kind)
-        configurations[f"L one-shot {structure}"] = _resnet18(
+            configurations[f"L r={r} {structure}"] = resnet18(profile, r, end=end, fraction=fraction, **kind)
+        configurations[f"L one-shot {structure}"] = resnet18(
             profile, 1, start=(246,) * 4, end=(246,) * 4, fraction=fraction, **kind)
-    return _each_seed(profile, data, seeds, "resnet18", configurations)
+    return each_seed(profile, data, seeds, "resnet18", configurations)
 
 
 def figure4(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labelled]:
@@ -167,9 +173,9 @@ def figure4(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labe
     x 10 seeds.
     """
     methods = (("S", "ebn"), ("S", "l2"), ("L", "ebn"), ("L", "l2"), ("R", "ebn"))
-    return _each_seed(profile, data, seeds, "vgg11", {
+    return each_seed(profile, data, seeds, "vgg11", {
         "none": None,
-        **{f"{target} r={r}{' l2' if score == 'l2' else ''}": _vgg11(profile, r, target=target, score=score)
+        **{f"{target} r={r}{' l2' if score == 'l2' else ''}": vgg11(profile, r, target=target, score=score)
            for r in (40, 4, 60, 20, 100) for target, score in methods},
     })
 
@@ -186,9 +192,9 @@ def figure5(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labe
     Command: `python -m gstlib run figure5 --profile paper`; 13 configurations x 10 seeds.
     """
     def effect(name: str, batches: int = 0) -> PruningSpec:
-        return _vgg11(profile, 40, target="L", score="l2", effect=name, batches=batches)
+        return vgg11(profile, 40, target="L", score="l2", effect=name, batches=batches)
 
-    return _each_seed(profile, data, seeds, "vgg11", {
+    return each_seed(profile, data, seeds, "vgg11", {
         "none": None,
         "L l2 weights": effect("remove-weights"),
         **{f"{name} {k}": effect(kind, k)
@@ -202,7 +208,7 @@ def figure_a1(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[La
 
     Command: `python -m gstlib run figureA1 --profile paper`; 1 configuration.
     """
-    return _each_seed(profile, data, seeds, "vgg19", {"none": None}, measures=("bn-histogram",))
+    return each_seed(profile, data, seeds, "vgg19", {"none": None}, measures=("bn-histogram",))
 
 
 def precision(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labelled]:
@@ -214,11 +220,11 @@ def precision(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[La
     """
     return [Labelled(label if kind == profile.precision else f"{label} {kind}", spec)
             for seed in seeds for kind in ("bf16", "float32")
-            for label, spec in _each_seed(dataclasses.replace(profile, precision=kind), data, [seed], "vgg11", {
-                "none": None, "L r=40": _vgg11(profile, 40, target="L")})]
+            for label, spec in each_seed(dataclasses.replace(profile, precision=kind), data, [seed], "vgg11", {
+                "none": None, "L r=40": vgg11(profile, 40, target="L")})]
 
 
-EXPERIMENTS = {e.name: e for e in (
+EARLY = (
     Experiment("figure1-vgg11", "Figure 1 top: instability and accuracy, VGG11", figure1_vgg11),
     Experiment("figure1-resnet18", "Figure 1 bottom: instability and accuracy, ResNet18", figure1_resnet18),
     Experiment("figure1-resnet18-v4", "Figure 1 bottom, other readings", figure1_resnet18_v4),
@@ -229,10 +235,4 @@ EXPERIMENTS = {e.name: e for e in (
     Experiment("figureA1", "Figure A1: normality of activations, VGG19", figure_a1),
     Experiment("figureA2", "Figure A2: instability by epoch, VGG11", figure1_vgg11),
     Experiment("precision", "bf16 against float32, VGG11", precision),
-)}
-
-
-def experiment(name: str) -> Experiment:
-    """The experiment `name`. Raises `InputError` for one that is not there."""
-    check_choice("figure", name, EXPERIMENTS)
-    return EXPERIMENTS[name]
+)

@@ -9,27 +9,32 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from gstlib.errors import InputError, check_choice
-from gstlib.spec import DataSpec
+from gstlib.spec import DataSpec, FlatnessSpec
 
 _MOST_SEEDS = 10_000
 
 
 class Size(NamedTuple):
-    """How a network is run at a profile: epoch numbers divided by `divisor`, channels multiplied by `width`."""
+    """How a network is run at a profile: epoch numbers divided by `divisor`, channels multiplied by `width`.
+
+    Events are measured on `test_size` test images; None: as many as the profile's other networks.
+    """
 
     divisor: float
     width: float
     train_size: int | None
     batch_size: int
+    test_size: int | None = None
 
 
 @dataclass(frozen=True)
 class Profile:
     """A size at which the same experiments are run.
 
-    `size` holds for every network that `sizes` does not name.  Seeds count
+    `size` holds for whatever `sizes` does not name.  Seeds count
     from `first_seed`; `decay` multiplies the learning rate at each milestone;
-    events are measured on `test_size` test images (None: all).
+    events are measured on `test_size` test images (None: all); runs whose
+    flatness is measured have it measured as `flatness` says.
     """
 
     name: str
@@ -44,23 +49,35 @@ class Profile:
     first_seed: int = 0
     decay: float = 0.1
     channels_last: bool = True
+    flatness: FlatnessSpec = FlatnessSpec()
 
-    def of(self, model: str) -> Size:
-        """The size at which this profile runs the network `model`."""
-        return self.sizes.get(model, self.size)
+    def of(self, name: str) -> Size:
+        """The size at which this profile runs `name`: a network, or one in other circumstances ("resnet18, SGD")."""
+        return self.sizes.get(name, self.size)
 
+
+_BY_SGD = ("resnet18, SGD", "resnet20, SGD", "resnet56, SGD")
 
 # The trials that `mini` was chosen by used seeds 0 to 5, its evidence begins at 10.  A batch of few images that is cut
 # off at the end of an epoch would have a tenth of the weight in the running statistics just before every t_pre: at
-# reduced profiles the batch size divides the number of images.
+# reduced profiles the batch size divides the number of images.  Under SGD divisors keep three events three and two two;
+# ResNet20 and 56 stay wide at mini, where a tenth of their 16 filters is one, and get what eight minutes of a core allow.
+# Mini measures flatness in less than half a run's time: a tenth of the eigenvalues, of a Hessian over a quarter of the
+# images, and three curves of nine points.
 PROFILES = {p.name: p for p in (
     Profile("smoke", "smoke (a trial of the machinery)", "digits", Size(13, 1 / 8, 96, 12),
-            {"conv4": Size(4, 1 / 8, 96, 12)}, test_size=60, test_every=1, seeds=2, precision="float32"),
+            {"conv4": Size(4, 1 / 8, 96, 12), **dict.fromkeys(_BY_SGD, Size(30, 1 / 2, 48, 12, 20)),
+             "resnet18, SGD": Size(30, 1 / 8, 48, 12, 20), "resnet18, long": Size(400, 1 / 8, 48, 12, 20)}, test_size=60,
+            test_every=1, seeds=2, precision="float32", flatness=FlatnessSpec(40, 30, 4, 2, step=0.1)),
     Profile("mini", "mini (half width, 1,024 training images, quarter schedule; Conv4: 10,240 images, full schedule)",
-            "cifar10-folder", Size(4, 1 / 2, 1024, 16), {"conv4": Size(1, 1 / 2, 10240, 64)}, test_size=4000, test_every=3,
-            seeds=5, precision="bf16", first_seed=10, decay=0.1**0.5),
+            "cifar10-folder", Size(4, 1 / 2, 1024, 16),
+            {"conv4": Size(1, 1 / 2, 10240, 64), "resnet18, SGD": Size(1.5, 1 / 4, 1024, 16, 1000),
+             "resnet20, SGD": Size(1.5, 1.0, 1024, 16, 1000), "resnet56, SGD": Size(2.5, 1.0, 512, 16, 500),
+             "resnet18, long": Size(50, 1 / 2, 1024, 16)}, test_size=4000, test_every=3, seeds=5, precision="bf16",
+            first_seed=10, decay=0.1**0.5, flatness=FlatnessSpec(512, 128, 10, 3, step=0.1)),
     Profile("quarter", "quarter (full networks, a quarter of the epochs)", "cifar10", Size(4, 1.0, 49_920, 128),
-            {"conv4": Size(1, 1.0, None, 128)}, test_size=None, test_every=1, seeds=5, precision="bf16"),
+            {"conv4": Size(1, 1.0, None, 128), **dict.fromkeys(_BY_SGD, Size(3.75, 1.0, 49_920, 128))}, test_size=None,
+            test_every=1, seeds=5, precision="bf16"),
     Profile("paper", "paper (as printed)", "cifar10", Size(1, 1.0, None, 128), {}, test_size=None, test_every=1,
             seeds=10, precision="bf16"),
 )}
@@ -74,7 +91,13 @@ def profile(name: str) -> Profile:
 
 def data_spec(profile: Profile, name: str, fingerprint: str, classes: int = 10) -> DataSpec:
     """The profile's share of the data set `name` that `fingerprint` proves."""
-    return DataSpec(name, fingerprint, classes, profile.size.train_size, profile.test_size)
+    sizes = (at_least(size, classes) for size in (profile.size.train_size, profile.test_size))
+    return DataSpec(name, fingerprint, classes, *sizes)
+
+
+def at_least(size: int | None, classes: int) -> int | None:
+    """`size` images (None: all), or one of each class where there are more classes than that."""
+    return size and max(size, classes)
 
 
 def rounded(epoch: float, divisor: float) -> int:

@@ -14,7 +14,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from scipy import stats
 
 from gstlib.reading import measures
@@ -32,7 +32,9 @@ _LIGHTER = {"S": _SKY, "L": _ORANGE}
 _NOISES = {("zero", 0): "#999933", ("zero", 50): "#44AA99", ("zero", 1105): "#6699CC", ("zero", 1500): "#332288",
            ("gaussian", 0): "#B79F45", ("gaussian", 50): "#117733", ("gaussian", 1105): "#AA4499",
            ("gaussian", 1500): "#882255", ("gaussian-transient", 50): "#88CCEE",
-           ("gaussian-transient", 1105): "#DDCC77", ("gaussian-transient", 1500): "#CC6677"}
+           ("gaussian-transient", 1105): "#DDCC77", ("gaussian-transient", 1500): "#CC6677",
+           ("zero", 1): "#999933", ("gaussian", 1): "#B79F45", ("zero-cumulative", 89): "#44AA99",
+           ("zero-cumulative", 630): "#6699CC", ("zero-cumulative", 1220): "#AA4499", ("zero-cumulative", 2480): "#332288"}
 _ONE_SHOT = "#661100"
 _FEWEST = 3  # with fewer runs these are drawn themselves, and no band
 _PER_CENT = FuncFormatter(lambda value, _: f"{100 * value:.4g}%")  # 10% and 91.5%, no needless decimals
@@ -97,7 +99,7 @@ def legend_name(study: Study, label: str) -> str:
     if p is None:
         return "no pruning"
     if p.effect.startswith("remove"):
-        rate = "one shot" if once(p) else f"{100 * p.schedule.iterative_rate:.0f}%"
+        rate = "before training" if p.scratch else "one shot" if once(p) else f"{100 * p.schedule.iterative_rate:.0f}%"
         return f"{_method(p.target, p.score)}, {rate}"
     return label if p.batches == study.printed[label].pruning.batches else f"{label} ({p.batches} here)"
 
@@ -105,7 +107,7 @@ def legend_name(study: Study, label: str) -> str:
 def method_colour(printed: RunSpec) -> str:
     """The colour of a configuration by its specification as printed, the same at every profile.
 
-    The target sets the hue, the smallest rate (r = 4, many small events) takes its lighter partner, S by l2 is purple,
+    The target sets the hue, the smallest rate (r = 4, many small events) takes its lighter partner (S by l2: purple),
     one shot dark brown; every noise has its own.
     """
     p = printed.pruning
@@ -115,7 +117,7 @@ def method_colour(printed: RunSpec) -> str:
         return _NOISES[p.effect, p.batches]
     if once(p):
         return _ONE_SHOT
-    if (p.target, p.score) == ("S", "l2"):
+    if (p.target, p.score, p.retrain) == ("S", "l2", 4):
         return _PURPLE
     return (_LIGHTER if p.retrain == 4 else _COLOURS).get(p.target, _BLACK)
 
@@ -227,6 +229,48 @@ def accuracy_by_instability(study: Study) -> Figure:
     return _with_legend(ax)
 
 
+def accuracy_by_stability(study: Study, by: str = "target") -> Figure:
+    """Figures 3 and 4 of the final version: final accuracy against stability, a mark a configuration (means, intervals).
+
+    One colour for each value of the column `by`, "target" or "model"; marks carry r as printed.
+    """
+    ax = _axes("stability (mean share of t_pre that an event leaves)", "final test accuracy")
+    ax.xaxis.set_major_formatter(_PER_CENT)
+    names = {"target": {"S": "prune S", "R": "prune R", "L": "prune L"},
+             "model": {"resnet18": "ResNet18", "resnet20": "ResNet20", "resnet56": "ResNet56"}}[by]
+    for (value, name), colour in zip(names.items(), (_BLUE, _GREEN, _VERMILION)):
+        runs = measures.stability(study.runs[study.runs[by] == value]) if len(study.runs) else study.runs
+        for number, label in enumerate(drawn(study, runs["label"].unique())):
+            part = runs[runs["label"] == label]
+            at = _diamond(ax, part["stability"], part["final_accuracy"], colour, markersize=6, linewidth=1,
+                          label=None if number else name)
+            ax.annotate(str(study.printed[label].pruning.retrain), at, (4, -11 if number % 2 else 5), fontsize=9,
+                        textcoords="offset points", path_effects=[withStroke(linewidth=3, foreground="white")], zorder=5)
+    plain = study.runs.loc[study.runs["target"] == "none", "final_accuracy"]
+    if len(plain):
+        _unpruned(ax, plain)
+    return _with_legend(ax)
+
+
+def gains(rows: pd.DataFrame, names: dict[str, str]) -> Figure:
+    """What each configuration gains over no pruning: a dot a run, means with 95% intervals, one below the other.
+
+    `rows` as `measures.gains` gives them; `names` says in words, top first, what the labels that are shown mean.
+    """
+    ax = _axes(shares=False)
+    ax.set(xlabel="gain over no pruning (points)", yticks=range(len(names)), ylim=(len(names) - 0.5, -0.5))
+    ax.set_yticklabels(names.values())
+    ax.axvline(0, color=_BLACK, linestyle=":", linewidth=1.4)
+    for place, label in enumerate(names):
+        each = 100 * rows.loc[rows["label"] == label, "gain"]
+        ax.scatter(each, [place] * len(each), s=18, color=_BLUE, alpha=0.45, linewidths=0)
+        if len(each):
+            found = t_interval(each)
+            ax.errorbar(found.value, place, xerr=_bar(found), color=_BLUE, marker="D", markersize=7, capsize=4,
+                        linewidth=1.6)
+    return ax.figure
+
+
 def _diamond(ax: Axes, x: pd.Series, y: pd.Series, colour, **look) -> tuple[float, float]:
     """Draw two means as one point with their intervals, and return them."""
     a, b = t_interval(x.dropna()), t_interval(y.dropna())
@@ -244,6 +288,49 @@ def _unpruned(ax: Axes, values: pd.Series) -> None:
     ax.axhline(found.value, color=_BLACK, linestyle=":", linewidth=1.4, label="no pruning", zorder=1)
     if found.n >= _FEWEST:
         ax.axhspan(found.low, found.high, color=_BLACK, alpha=0.08, linewidth=0, zorder=0)
+
+
+def sharpness_by_instability(study: Study, rows: pd.DataFrame, column: str, name: str) -> Figure:
+    """Figure 6 of the final version: a measure of sharpness against mean instability, a dot a run, means with intervals.
+
+    `rows` as `measures.flatness` gives them, merged with the runs; where they have its logarithm, scale and means are
+    logarithmic.  What no event struck in training (no pruning, or pruning before it) is a dotted line.
+    """
+    ax = _axes("mean instability (points of test accuracy)", name, shares=False)
+    logs = f"log_{column}" if f"log_{column}" in rows else column
+    ax.set(xscale="log", yscale="log" if logs != column else "linear")
+    for axis, form in ((ax.xaxis, _PER_CENT), (ax.yaxis, "{x:g}")):
+        if axis.get_scale() == "log":
+            axis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(), major_formatter=form)
+    unit = (lambda value: 10**value) if logs != column else (lambda value: value)
+    for label in drawn(study, rows["label"].unique()):
+        runs, colour, pruning = rows[rows["label"] == label], method_colour(study.printed[label]), study.spec(label).pruning
+        y = t_interval(runs[logs].dropna())
+        if pruning is None or pruning.scratch:
+            ax.axhline(unit(y.value), color=colour, linestyle=":", linewidth=1.4, label=legend_name(study, label), zorder=1)
+            if y.n >= _FEWEST:
+                ax.axhspan(unit(y.low), unit(y.high), color=colour, alpha=0.08, linewidth=0, zorder=0)
+            continue
+        x = t_interval(runs["log_instability"])
+        ax.scatter(10 ** runs["log_instability"], runs[column], s=18, color=colour, alpha=0.55, linewidths=0)
+        bars = [None if found.n < _FEWEST else [[each(found.value) - each(found.low)], [each(found.high) - each(found.value)]]
+                for found, each in ((x, lambda value: 10**value), (y, unit))]
+        ax.errorbar(10**x.value, unit(y.value), xerr=bars[0], yerr=bars[1], color=colour, marker="D", markersize=6, capsize=2,
+                    linewidth=1.2, zorder=3, label=legend_name(study, label))
+    return _with_legend(ax)
+
+
+def along_eigenvectors(study: Study, column: str) -> Figure:
+    """Figures E of the final version: "loss" or "accuracy" after moves along the leading Hessian eigenvectors, mean over them.
+
+    Pointwise 95% intervals over seeds.
+    """
+    loss = column == "loss"
+    ax = _axes("distance along the eigenvector", "test loss (nats)" if loss else "test accuracy", shares=not loss)
+    for label in drawn(study, study.directions["label"].unique()):
+        _line(ax, study.directions[study.directions["label"] == label], "step", column, method_colour(study.printed[label]),
+              legend_name(study, label), linewidth=1.4)
+    return _with_legend(ax)
 
 
 # small magnitudes dark, large ones bright
@@ -324,8 +411,12 @@ def by_rate(study: Study, column: str) -> Figure:
     if len(plain):
         _unpruned(ax, plain)
     ticks = sorted(runs["rate"].unique())
+    if ticks and ticks[-1] > 0.5:  # up to a single event that takes all: the small rates would lie in a heap
+        ax.set_xscale("log")
+        ax.xaxis.set_minor_locator(NullLocator())
+    else:
+        ax.set_xlim(0, None)
     ax.set_xticks(ticks, [f"{100 * rate:.0f}%" for rate in ticks])
-    ax.set_xlim(0, None)
     return _with_legend(ax, 3)
 
 

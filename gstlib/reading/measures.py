@@ -17,6 +17,7 @@ MAGNITUDE_EPOCH, CONV4_EPOCHS = 35, 55  # Figure 2's magnitudes are those of epo
 SD_OFF = 0.02  # Figure A1: a layer whose values have a standard deviation further from 1 was not normalised
 LAST_LAYERS = 8  # Figure A1
 DECILES = tuple(f"D{k}" for k in range(11))  # Figure 2's targets in order
+SHARPNESS = ("log_curvature", "log_trace", "log_takeuchi", "rise_mean", "rise_worst")  # what C20 reads
 NINTH, FIFTH = 9, 5  # tenths counted from 1: the columns decile_8 and decile_4
 
 
@@ -170,6 +171,26 @@ def normality_by_run(histograms: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*KEYS, "ks_before", "ks_after", "ks_rho"])
 
 
+def flatness(rows: pd.DataFrame, eigenvalues: pd.DataFrame) -> pd.DataFrame:
+    """A row a run whose flatness was measured (C20), from the tables "flatness" and "eigenvalue".
+
+    loss, trace (of the gradient covariance), trace_error, trace_centred, curvature (the sum of the leading
+    eigenvalues), curvature_error, curvature_other; takeuchi, trace over curvature; log10 of these three as
+    log_curvature, log_trace, log_takeuchi (nan where one is not above 0); rise_mean and rise_worst, by how much moves
+    relative to each filter's norm raise the loss (nats).
+    """
+    if rows.empty:
+        return pd.DataFrame(columns=[*KEYS, *SHARPNESS])
+    curvature = eigenvalues.groupby(KEYS)["eigenvalue"].sum().rename("curvature").reset_index()
+    found = rows.merge(curvature, on=KEYS)
+    found["takeuchi"] = found["trace"] / found["curvature"]
+    for name in ("curvature", "trace", "takeuchi"):
+        found[f"log_{name}"] = np.log10(found[name].where(found[name] > 0))
+    for name in ("mean", "worst"):
+        found[f"rise_{name}"] = found[f"relative_{name}"] - found["loss"]
+    return found
+
+
 def pattern(events: pd.DataFrame, reference: str) -> pd.DataFrame:
     """A row a run: `pattern`, Pearson's r of its events' instabilities with those of `reference` at the same seed."""
     each = instability(events).set_index(["seed", "epoch", "layer"])
@@ -177,3 +198,37 @@ def pattern(events: pd.DataFrame, reference: str) -> pd.DataFrame:
     both = each.join(base, how="inner").reset_index()
     rows = [(*key, part["instability"].corr(part["base"])) for key, part in both.groupby(KEYS, sort=False)]
     return pd.DataFrame(rows, columns=[*KEYS, "pattern"])
+
+
+def gains(runs: pd.DataFrame, baseline: str = "none") -> pd.DataFrame:
+    """The pruned runs whose seed has a run of `baseline` too, with `gain`, their final accuracy less that run's."""
+    plain = runs.loc[runs["label"] == baseline].set_index("seed")["final_accuracy"]
+    rows = runs[(runs["label"] != baseline) & runs["seed"].isin(plain.index)]
+    return rows.assign(gain=rows["final_accuracy"] - rows["seed"].map(plain))
+
+
+def stability(runs: pd.DataFrame) -> pd.DataFrame:
+    """The pruned runs with `stability`, as the final version has it: 1 less the mean fall as a share of t_pre."""
+    rows = runs.dropna(subset="mean_relative_instability")
+    return rows.assign(stability=1 - rows["mean_relative_instability"])
+
+
+def stability_and_accuracy(runs: pd.DataFrame) -> pd.DataFrame:
+    """Figure C1 of the final version: of each period (`retrain`) Pearson's r and Kendall's tau of stability and final
+    accuracy over its runs, with 95% intervals by Fisher's z; a description, for runs are no independent points.
+
+    Columns: retrain, rate, runs, r, r_low, r_high, tau, tau_low, tau_high; nan where there are fewer than 5 runs or
+    nothing varies.
+    """
+    rows = []
+    for period, part in stability(runs).drop_duplicates("run").groupby("retrain"):
+        x, y, n = part["stability"], part["final_accuracy"], len(part)
+        found = [math.nan] * 6
+        if n > 4 and x.nunique() > 1 and y.nunique() > 1:
+            # the variances of Fisher's z: 1 / (n - 3) of r, .437 / (n - 4) of tau (Fieller, Hartley and Pearson 1957)
+            found = [bound for value, error in ((stats.pearsonr(x, y).statistic, math.sqrt(1 / (n - 3))),
+                                                (stats.kendalltau(x, y).statistic, math.sqrt(0.437 / (n - 4))))
+                     for bound in (value, *np.tanh(np.arctanh(np.clip(value, -1 + 1e-12, 1 - 1e-12))
+                                                   + stats.norm.ppf(0.975) * error * np.array([-1, 1])))]
+        rows.append((period, part["rate"].max(), n, *found))
+    return pd.DataFrame(rows, columns=["retrain", "rate", "runs", "r", "r_low", "r_high", "tau", "tau_low", "tau_high"])

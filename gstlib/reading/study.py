@@ -24,9 +24,9 @@ from gstlib.store import Store
 class Study:
     """What the store holds of one experiment at one profile.
 
-    `epochs`, `events` and `histograms` are the stored rows, `runs` one row a run (`measures.summary`), `provenance`
-    one too; all carry label, seed, run and what the configuration is: `about_spec`.  `missing` lists the runs that
-    were asked for and are not there, `command` makes them.
+    `epochs`, `events`, `histograms`, `flatness`, `eigenvalues` and `directions` are the stored rows, `runs` one row a
+    run (`measures.summary`), `provenance` one too; all carry label, seed, run and what the configuration is:
+    `about_spec`.  `missing` lists the runs that were asked for and are not there, `command` makes them.
     """
 
     experiment: experiments.Experiment
@@ -36,6 +36,9 @@ class Study:
     epochs: pd.DataFrame
     events: pd.DataFrame
     histograms: pd.DataFrame
+    flatness: pd.DataFrame
+    eigenvalues: pd.DataFrame
+    directions: pd.DataFrame
     runs: pd.DataFrame
     provenance: pd.DataFrame
     command: str = ""
@@ -64,13 +67,16 @@ class Study:
                 return [run for run in of if run.label in labels and seed in (None, run.spec.seed)]
             return of if of.empty else of[of["label"].isin(labels) & (seed is None or of["seed"] == seed)]
 
-        names = ("wanted", "missing", "epochs", "events", "histograms", "runs", "provenance")
+        names = ("wanted", "missing", "epochs", "events", "histograms", "flatness", "eigenvalues",
+                 "directions", "runs", "provenance")
         return dataclasses.replace(self, **{name: chosen(getattr(self, name)) for name in names})
 
 
 def command(figures: str | Iterable[str], profile: str, data: str | None = None,
             results: str | Path | None = None, seeds=None) -> str:
     """The command that makes the runs of `figures`; `data`, `results` and `seeds` where they are known."""
+    if data == "cifar10-folder":
+        data = "/path/to/images"  # which only the reader knows
     words = [figures] if isinstance(figures, str) else [*figures]
     if seeds is not None and not isinstance(seeds, (int, str)):
         seeds = ",".join(map(str, seeds)) + ","  # "3," is seed 3, "3" would be three seeds
@@ -81,13 +87,13 @@ def command(figures: str | Iterable[str], profile: str, data: str | None = None,
 
 def may_mean(data: str) -> set[str]:
     """The data sets that `data` may mean: itself, or for a path what is read from folders and archives."""
-    return {data} if data in DATASETS else {"cifar10", "cifar10-folder"}
+    return {data} if data in DATASETS else {*DATASETS} - {"digits"}
 
 
 def find_data(store: Store, profile: Profile, data: str | None, figure: str = "figure1-vgg11") -> DataSpec:
     """The data set that the store's runs at `profile` were trained on, in the profile's sizes and not augmented.
 
-    `data` is a name, or a path (which can only be a `cifar10-folder` or `cifar10`), or None for the profile's own.
+    `data` is a name, or a path (which is never `digits`), or None for the profile's own.
     Raises `InputError` when there is none (naming the command that makes those of `figure`), or when there are several
     and results would be mixed.
     """
@@ -102,7 +108,7 @@ def find_data(store: Store, profile: Profile, data: str | None, figure: str = "f
         raise InputError(f"{store.path} holds runs at profile {profile.name!r} on several data sets ({prints}); "
                          "keep each in a results folder of its own")
     (source,) = found.values()
-    return dataclasses.replace(source, train_size=profile.size.train_size, test_size=profile.test_size, augment=False)
+    return experiments.data_spec(profile, source.name, source.fingerprint, source.classes)
 
 
 def about_spec(spec: RunSpec) -> dict:
@@ -154,7 +160,8 @@ def study(store: Store, figure: str, profile: str = "smoke", data: str | None = 
 
     runs = pd.DataFrame([measures.summary(rows.tables, run.spec.data.test_size) for run, rows in found])
     return Study(what, size, wanted, [run for run in wanted if run.spec.id not in held],
-                 together("epoch"), together("event"), together("histogram"), pd.concat([columns, runs], axis=1),
+                 *map(together, ("epoch", "event", "histogram", "flatness", "eigenvalue", "direction")),
+                 pd.concat([columns, runs], axis=1),
                  pd.DataFrame([rows.provenance for _, rows in found]).assign(**keys),
                  command(figure, profile, data or source.name, store.path,
                          seeds if seeds is not None or number == size.seeds else number))

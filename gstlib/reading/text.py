@@ -10,10 +10,10 @@ import pandas as pd
 from scipy import stats
 from tabulate import tabulate
 
-from gstlib.errors import InputError
+from gstlib.errors import InputError, plain
 from gstlib.reading import interval
 from gstlib.reading.interval import Estimate, t_interval
-from gstlib.reading.measures import DECILES, KEYS, SD_OFF
+from gstlib.reading.measures import DECILES, KEYS, SD_OFF, stability_and_accuracy
 from gstlib.reading.study import Study
 
 NONE = "–"
@@ -71,6 +71,19 @@ def comparison(study: Study, pairs: Iterable[tuple[str, str]], column: str = "fi
     return markdown(rows, ["method", "against", what, "p", "seeds"])
 
 
+def training_beside_test(study: Study) -> str:
+    """Did what gained accuracy also train better? Each configuration less "none", seed by seed, a row each: final test
+    accuracy in points, and final training loss as a ratio."""
+    # a loss that rounds to 0 has no logarithm
+    study = dataclasses.replace(study, runs=study.runs.assign(log_loss=np.log10(study.runs["final_train_loss"].clip(1e-9))))
+    rows = []
+    for label in study.labels[1:]:
+        gain, loss = (t_interval((by_seed(study, label, column) - by_seed(study, "none", column)).dropna())
+                      for column in ("final_accuracy", "log_loss"))
+        rows.append([label, gain.n, number(*gain[:3], "points", form="+.2f"), number(*loss[:3], RATIO)])
+    return markdown(rows, ["method", "seeds", "test accuracy less none's", "training loss over none's"])
+
+
 def criteria(study: Study) -> str:
     """What a small profile must meet (`TRAINED`), a configuration a row: training accuracy at the end, the lowest."""
     rows = []
@@ -91,6 +104,14 @@ def pooled(runs: pd.DataFrame) -> tuple[float, float, int]:
     if len(runs) < 3 or x.nunique() < 2 or y.nunique() < 2:
         return np.nan, np.nan, len(runs)
     return *stats.pearsonr(x, y), len(runs)
+
+
+def stability_table(study: Study) -> str:
+    """`measures.stability_and_accuracy` as a Markdown table, periods as this profile has them."""
+    rows = [(row["retrain"], f"{100 * row['rate']:.0f}%", row["runs"],
+             *(number(*(row[name + end] for end in ("", "_low", "_high")), "") for name in ("r", "tau")))
+            for row in stability_and_accuracy(study.runs).to_dict("records")]
+    return markdown(rows, ["epochs between events", "rate", "runs", "Pearson's r", "Kendall's tau"])
 
 
 def accuracy_slopes(study: Study) -> Estimate:
@@ -143,6 +164,41 @@ def refused(layers: pd.DataFrame) -> str:
         f"deviation that is off 1 by more than {SD_OFF:.0%} and so were not normalised.")
 
 
+def flatness_table(rows: pd.DataFrame, labels: Iterable[str]) -> str:
+    """How flat the minima of each configuration are, means with 95% intervals, as a Markdown table.
+
+    `rows` as `measures.flatness` gives them; beneath it how sure the numbers of one run are over the choice of images.
+    """
+    columns = {"curvature": ".0f", "trace": ".0f", "trace_centred": ".0f", "takeuchi": ".1f", "rise_mean": ".3f",
+               "rise_worst": ".3f", "loss": ".2f"}
+    table = [[label, len(part), *(number(*t_interval(part[name])[:3], "", form=form) for name, form in columns.items())]
+             for label in labels if len(part := rows[rows["label"] == label])]
+    sure = {name: 100 * (rows[f"{name}_error"] / rows[name]).median() for name in ("trace", "curvature")}
+    other = 100 * (rows["curvature_other"] / rows["curvature"]).median()
+    return (markdown(table, ["method", "runs", "curvature", "trace", "centred trace", "trace / curvature", "mean rise",
+                             "worst rise", "test loss"])
+            + f"\n\nOver the choice of images the standard error of one run's trace is {sure['trace']:.0f}% of it, that of its "
+              f"curvature {sure['curvature']:.0f}% (medians). On as many other images the loss curves {other:.0f}% as much along "
+              "the same eigenvectors, which were the steepest on the first.")
+
+
+def flatness_correlations(rows: pd.DataFrame) -> str:
+    """As in the final version's Figure 6: Pearson's r and Kendall's tau of curvature and trace with stability and best
+    accuracy over all runs that have both, as a Markdown table; a description, for runs are no independent points.
+
+    `rows` as `measures.flatness` gives them, merged with the runs.
+    """
+    table = []
+    for measure in ("curvature", "trace"):
+        for name, column, sign in (("stability", "mean_relative_instability", -1), ("best accuracy", "best_accuracy", 1)):
+            both = rows[[measure, column]].dropna()
+            if len(both) > 2 and both[measure].nunique() > 1 and both[column].nunique() > 1:
+                x, y = both[measure], sign * both[column]
+                table.append([measure, name, len(both), f"{stats.pearsonr(x, y).statistic:.2f}",
+                              f"{stats.kendalltau(x, y).statistic:.2f}"])
+    return markdown(table, ["sharpness", "against", "runs", "Pearson's r", "Kendall's tau"])
+
+
 def caption(study: Study, confidence: float = 0.95) -> str:
     """What a figure rests on, from the runs' own provenance: data, profile, runs, interval, device, date.
 
@@ -178,7 +234,7 @@ def _listed(values: pd.Series) -> str:
 
 def _prose(text: str) -> str:
     """A text from anyone's provenance as Markdown that holds no HTML, link, code or formula."""
-    return text.translate(str.maketrans("<>`[]{}$\\", "‹›'()()''"))
+    return plain(text).translate(str.maketrans("<>`[]{}$\\", "‹›'()()''"))
 
 
 def short_commit(commit: str) -> str:

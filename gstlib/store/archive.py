@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -33,7 +34,7 @@ def export(store: Store, place: str | os.PathLike, ids: Iterable[str] | None = N
                 packed.append(run_id)
 
     try:
-        files.write_whole(place, write)
+        files.write_output(place, write)
     except OSError as error:
         raise InputError(f"runs could not be exported to {place}: {error.strerror or error}") from error
     return len(packed)
@@ -53,7 +54,7 @@ def import_(store: Store, place: str | os.PathLike) -> tuple[list[str], list[str
         archive = zipfile.ZipFile(place)
     except _BROKEN as error:
         raise InputError(f"{place} is no archive of runs ({plain(error)}); "
-                         "make one with: python -m gstlib export") from error
+                         f"make one with: python -m gstlib export --archive {shlex.quote(os.fspath(place))}") from error
     store.check_writable()
     with archive:
         for entry in archive.infolist():

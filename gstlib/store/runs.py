@@ -6,7 +6,8 @@ file is read, its digest is checked, and that its rows can be a run's.  Reading 
 reported, counts as missing, and is replaced when its run is stored anew.  Any number of processes may share a folder.
 
 A results folder may come from anyone.  Nothing in it can run code, and since files hold numbers alone, uncompressed,
-none takes more memory than the cells that it claims.
+none takes more memory than the cells that it claims.  That they are uncompressed is read here, in `_codecs`: pyarrow
+ends the process where it is asked for a codec that it does not know.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import io
 import json
 import os
 import re
-import sys
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -27,17 +28,16 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from gstlib import files
-from gstlib.errors import InputError, plain
-from gstlib.spec import RunSpec
+from gstlib.errors import InputError, plain, say
+from gstlib.spec import SEMANTICS, RunSpec
 
 SCHEMA = 2
-TABLES = ("epoch", "event", "histogram", "final")
-# limits on bytes and cells of a file and on characters of a text in its head and in its rows; a run of 325 epochs
-# takes 60 kB and 10,000 cells
-LARGEST, _CELLS, _HEAD, _TEXT = 16 * 2**20, 2**23, 2**16, 200
+TABLES = ("epoch", "event", "histogram", "final", "flatness", "eigenvalue", "direction")
+# limits on bytes and cells of a file, on bytes of its head and on characters of a text in its rows; a run of 325 epochs
+# takes 60 kB and 10,000 cells, 10 kB of them its head
+LARGEST, _CELLS, _HEAD, _TEXT = 16 * 2**20, 2**20, 2**16, 200
 _SPACE = 2**18  # bytes that a folder must take to count as writable: a run and a checkpoint's head
 _INDEXED = 200  # heads read one by one take less time than an index up to here
 _ABOUT = ("profile", "data_title", "device", "finished", "commit")  # what readers rely on
@@ -47,11 +47,16 @@ _NO_RUN = (pa.ArrowException, ArithmeticError, AttributeError, LookupError, OSEr
 
 _NEEDED = {"epoch": ("epoch", "train_accuracy", "test_accuracy", "parameters"), "final": ("images", "accuracy", "loss"),
            "event": ("epoch", "layer", "units", "removed", "removed_total", "t_pre", "t_post"),
-           "histogram": ("epoch", "layer", "layer_index", "left", "right", "count")}
-# columns with bounds: within 0 … 1; whole and not negative; finite
+           "histogram": ("epoch", "layer", "layer_index", "left", "right", "count"),
+           "flatness": ("epoch", "images", "hessian_images", "loss", "accuracy", "trace", "trace_error", "trace_centred",
+                        "curvature_error", "curvature_other", "curvature_other_error", "relative_mean", "relative_worst"),
+           "eigenvalue": ("number", "eigenvalue"), "direction": ("number", "step", "loss", "accuracy")}
+# columns with bounds: within 0 … 1; whole and not negative; finite and not negative; finite
 _SHARES = {"train_accuracy", "test_accuracy", "test_accuracy_clean", "accuracy", "t_pre", "t_post", "ks"}
-_COUNTS = {"parameters", "units", "removed", "removed_total", "layer_index", "count", "images"}
-_FINITE = {"lr", "train_loss", "test_loss", "loss", "seconds", "left", "right", "sd"}
+_COUNTS = {"parameters", "units", "removed", "removed_total", "layer_index", "count", "images", "hessian_images", "number"}
+_SIZES = {"lr", "train_loss", "test_loss", "loss", "seconds", "sd", "trace", "trace_error", "trace_centred",
+          "curvature_error", "curvature_other_error", "relative_mean", "relative_worst"}
+_FINITE = {"left", "right", "curvature_other", "eigenvalue", "step"}
 
 
 class DamagedRun(InputError):
@@ -88,18 +93,21 @@ class Store:
 
     def ids(self) -> list[str]:
         """Ids of all stored runs, sorted; files unread."""
-        return list(self._stamps())
+        try:
+            return sorted(name[:16] for name in os.listdir(self.folder) if re.fullmatch(r"[0-9a-f]{16}\.parquet", name))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise InputError(f"results folder {self.path} cannot be read: {error.strerror or error}") from error
 
     def _stamps(self) -> dict[str, list[int]]:
         """Size in bytes and time of change in ns of every run's file, by id."""
-        try:
-            found = {entry.name[:16]: entry.stat(follow_symlinks=False) for entry in os.scandir(self.folder)
-                     if re.fullmatch(r"[0-9a-f]{16}\.parquet", entry.name)}
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
-        except OSError as error:
-            raise InputError(f"results folder {self.path} cannot be read: {error.strerror or error}") from error
-        return {run_id: [file.st_size, file.st_mtime_ns] for run_id, file in sorted(found.items())}
+        found = {}
+        for run_id in self.ids():
+            with suppress(OSError):  # gone since
+                file = os.lstat(self.file(run_id))
+                found[run_id] = [file.st_size, file.st_mtime_ns]
+        return found
 
     def read(self, run_id: str, rows: bool = True) -> Run:
         """A stored run, verified; without `rows` only what its head says, and no table.
@@ -111,6 +119,8 @@ class Store:
         place = self.file(run_id)
         try:  # a pipe is not waited for
             with open(place, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise OSError("it is no regular file; remove it")
                 content = file.read(LARGEST + 1)
         except (FileNotFoundError, NotADirectoryError):
             raise KeyError(run_id) from None
@@ -126,7 +136,7 @@ class Store:
             return None
         except (DamagedRun, NewerSchema) as error:
             if run_id not in self._told:
-                tqdm.write(f"gstlib: {error}; the run counts as missing", file=sys.stderr)
+                say(f"gstlib: {error}; the run counts as missing")
             self._told.add(run_id)
             return None
 
@@ -162,8 +172,11 @@ class Store:
                         for run_id, (stamp, spec, about) in json.loads(self._index.read_bytes()).items()}
         return {}
 
-    def check_writable(self) -> None:
-        """Raise `InputError` when no run can be stored here, before hours are spent on one."""
+    def check_writable(self, ids: Iterable[str] = ()) -> None:
+        """Raise `InputError` when no run, or none of `ids`, can be stored here, before hours are spent on one."""
+        for place in map(self.file, ids):
+            if os.path.islink(place):
+                raise InputError(f"{place} is a link to something that is no stored run; remove it")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder) as file:
@@ -175,20 +188,20 @@ class Store:
         """The file of a finished run, now stored, whole or not at all.
 
         A whole run that is here already stays as it is; where its rows are others (wall-clock seconds aside) a message
-        says so.  Raises `InputError` where the folder cannot be written, where no run of `spec` can have these rows, or
-        where a newer gstlib's run is in its place.
+        says so.  Raises `DamagedRun` where no run of `spec` can have these rows, `InputError` where the folder cannot be
+        written or a newer gstlib's run is in its place.
         """
         try:
             columns = _flat({name: pd.DataFrame(rows) for name, rows in tables.items()})
             content = _pack(spec.to_json(), json.dumps(provenance, sort_keys=True), columns)
             run = parse(content, "it", spec.id)  # what could not be read back is not stored
         except _NO_RUN as error:
-            raise InputError(f"run {spec.id} cannot be stored: {plain(error.__cause__ or error)}") from error
+            raise DamagedRun(f"run {spec.id} cannot be stored: {plain(error.__cause__ or error)}") from error
         stored = self.place(spec.id, content)
         if stored is not None and not same_rows(stored, run):
             devices = [plain(one.provenance["device"]) for one in (stored, run)]
-            tqdm.write(f"gstlib: run {spec.id} is stored already with other rows (computed on {devices[0]}, these on "
-                       f"{devices[1]}); the stored one is kept", file=sys.stderr)
+            say(f"gstlib: run {spec.id} is stored already with other rows (computed on {devices[0]}, these on "
+                f"{devices[1]}); the stored one is kept")
         return self.file(spec.id)
 
     def place(self, run_id: str, content: bytes) -> Run | None:
@@ -212,14 +225,14 @@ def parse(content: bytes, place: Path | str, run_id: str, rows: bool = True) -> 
             raise ValueError("it is larger than any run")
         if content != _sealed(content):  # before anything else reads it
             raise ValueError("its digest is another")
+        if _codecs(content) != {0}:
+            raise ValueError("it has columns of other kinds than a run's")
         file = pq.ParquetFile(pa.BufferReader(content))
         head = {key.decode(): text.decode() for key, text in file.metadata.metadata.items()}
         if head["gstlib.schema"] != str(SCHEMA):
             raise NewerSchema(f"{place} has schema {plain(head['gstlib.schema'])}, and this gstlib knows {SCHEMA} "
                               "alone; read it with the gstlib that wrote it")
         spec, about, texts = (head[f"gstlib.{name}"] for name in ("spec", "provenance", "texts"))
-        if max(len(spec), len(about), len(texts)) > _HEAD:
-            raise ValueError("its head is longer than any run's")
         columns = _columns(file, json.loads(texts)) if rows else {}
         run = Run(*_described(run_id, spec, json.loads(about)), _tables(columns))
         if rows:
@@ -244,8 +257,13 @@ def _described(run_id: str, spec: str, about: dict) -> tuple[RunSpec, dict]:
         raise ValueError(f"it holds run {found}")
     if not all(isinstance(about.get(name), str) for name in _ABOUT):
         raise ValueError("its provenance does not say " + ", ".join(_ABOUT))
+    if not (isinstance(about.get("versions", {}), dict) and 0 <= about.get("seconds", 0) < np.inf):
+        raise ValueError("its provenance has impossible versions or seconds")
     try:
-        return RunSpec.from_json(spec), about
+        known = RunSpec.from_json(spec)
+        if known.semantics > SEMANTICS:
+            raise InputError(f"semantics {known.semantics}")
+        return known, about
     except InputError as error:  # it is the one that was meant, so whoever wrote it knew more
         raise NewerSchema(f"run {run_id} has a specification that this gstlib does not know ({plain(error)}); "
                           "update gstlib") from error
@@ -286,12 +304,63 @@ def _columns(file: pq.ParquetFile, texts: dict[str, list[str]]) -> dict[str, np.
     if meta.num_row_groups != 1 or not 0 <= group.num_rows * meta.num_columns <= _CELLS:
         raise ValueError(f"it claims {group.num_rows} rows of {meta.num_columns} columns")
     if not ({field.type for field in file.schema_arrow} <= {pa.int64(), pa.float64()}
-            and {group.column(i).compression for i in range(meta.num_columns)} == {"UNCOMPRESSED"}
-            and all(len(text) <= _TEXT for names in texts.values() for text in names)):
+            and all(isinstance(text, str) and len(text) <= _TEXT for names in texts.values() for text in names)):
         raise ValueError("it has columns of other kinds than a run's")
     read = file.read(use_threads=False)
     columns = {key: values.drop_null().to_numpy() for key, values in zip(read.column_names, read.columns)}
     return columns | {key: np.array(names, object)[columns[key]] for key, names in texts.items()}
+
+
+def _codecs(content: bytes) -> set[int]:
+    """What compresses the columns of a Parquet file, by its footer in thrift's compact protocol; 0: nothing does."""
+    end = len(content) - 8
+    start = end - int.from_bytes(content[end:end + 4], "little")
+    if not 0 <= end - start <= _HEAD:
+        raise ValueError("its head is longer than any run's")
+    data, at = content[start:end], 0
+
+    def number() -> int:
+        nonlocal at
+        found = shift = 0
+        while True:
+            byte, at = data[at], at + 1
+            found |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return found
+
+    def value(kind: int):
+        nonlocal at
+        if kind in (4, 5, 6):  # whole numbers
+            return number()
+        if kind in (3, 7):  # a byte, a float
+            at += 1 if kind == 3 else 8
+        elif kind == 8:  # a text
+            size = number()
+            at += size
+        elif kind in (9, 10):  # a list
+            byte, at = data[at], at + 1
+            size = byte >> 4 if byte < 240 else number()
+            return [value(byte & 15 if byte & 15 > 2 else 3) for _ in range(size)]
+        elif kind == 12:
+            return struct()
+        elif kind > 2:  # the others are true and false
+            raise ValueError("its head is not a run's")
+
+    def struct() -> dict:
+        nonlocal at
+        fields, field = {}, 0
+        while byte := data[at]:
+            at += 1
+            field = field + (byte >> 4) if byte > 15 else number() >> 1
+            if field in fields:
+                raise ValueError("its head is not a run's")
+            fields[field] = value(byte & 15)
+        at += 1
+        return fields
+
+    # of the file the row groups, of these the columns, of these the description
+    return {column[3][4] for group in struct()[4] for column in group[1]}
 
 
 def _sealed(content: bytes) -> bytes:
@@ -304,6 +373,12 @@ def _sealed(content: bytes) -> bytes:
 def _check(spec: RunSpec, columns: dict[str, np.ndarray]) -> None:
     """Raise `ValueError` where `columns` hold what no run of `spec` can have."""
     epochs, pruning = range(spec.optimiser.epochs), spec.pruning
+
+    def column(key: str) -> list:
+        return columns[key].tolist() if key in columns else []
+
+    if len(column("epoch.epoch")) != len(epochs) or column("epoch.epoch") != list(epochs):  # which may claim to be many
+        raise ValueError(f"its epochs are not 0 … {epochs[-1]}")
     for table in {key.partition(".")[0] for key in columns}:
         if lacking := [name for name in _NEEDED.get(table, ()) if f"{table}.{name}" not in columns]:
             raise ValueError(f"its {table} rows lack {', '.join(lacking)}")
@@ -311,25 +386,36 @@ def _check(spec: RunSpec, columns: dict[str, np.ndarray]) -> None:
         name = key.partition(".")[2]
         right = ((0 <= values) & (values <= 1) if name in _SHARES else
                  (0 <= values) & (values.dtype.kind == "i") if name in _COUNTS else
-                 np.isfinite(values) if name in _FINITE else values != np.inf)
+                 (0 <= values) & (values < np.inf) if name in _SIZES else
+                 np.isfinite(values) if name in _FINITE else abs(values) != np.inf if values.dtype != object else
+                 values == values)
         if key.startswith("epoch.test_"):
             right |= [value != value and not spec.tested_after(epoch) for epoch, value in enumerate(values.tolist())]
         if not right.all():
             raise ValueError(f"it has an impossible {key}: {values[~right][0]}")
 
-    def column(key: str) -> list:
-        return columns[key].tolist() if key in columns else []
-
-    if column("epoch.epoch") != list(epochs):
-        raise ValueError(f"its epochs are not 0 … {epochs[-1]}")
-    due = [(epoch, layer) for index, layer in enumerate(pruning.layers if pruning else ())
-           for epoch in pruning.schedule.event_epochs(index) if epoch in epochs]
-    if sorted(due) != sorted(zip(column("event.epoch"), column("event.layer"))):
+    planned = [pruning.schedule.event_epochs(index) for index in range(len(pruning.layers))] if pruning else []
+    due = [range(when.start, min(when.stop, len(epochs)), when.step) for when in planned]  # where these claim to be many
+    found = sorted(zip(column("event.layer"), column("event.epoch")))
+    if sum(map(len, due)) != len(found) or found != sorted(
+            (layer, epoch) for when, layer in zip(due, pruning.layers if pruning else ()) for epoch in when):
         raise ValueError("its events are not those of its schedule")
     counts = zip(*(column(f"event.{name}") for name in ("removed", "removed_total", "units")))
     if any(not now <= so_far <= units for now, so_far, units in counts):
         raise ValueError("its events remove more units than there are")
     if not set(column("histogram.epoch")) <= {-1, *epochs}:
         raise ValueError("its histograms are of epochs that it does not have")
-    if (number := len(column("final.accuracy"))) > 1 or spec.semantics > 1 and not number:
+    how, measured = spec.flatness, "flatness" in spec.measures
+    asked = [(spec.flatness_epoch, how.images, how.hessian_images)] if measured else []
+    if asked != list(zip(*(column(f"flatness.{name}") for name in ("epoch", "images", "hessian_images")))):
+        raise ValueError("its flatness is not measured as its specification says")
+    values, numbers = column("eigenvalue.eigenvalue"), column("eigenvalue.number")
+    if (len(numbers) != how.eigenvalues * measured or numbers != [*range(1, len(numbers) + 1)]
+            or values != sorted(values, reverse=True)):
+        raise ValueError("its eigenvalues are not the leading ones, or not as many as its specification says")
+    ways = list(zip(column("direction.number"), column("direction.step")))
+    if len(ways) != how.directions * measured * len(how.steps) or ways != [
+            (number, step) for number in range(1, how.directions * measured + 1) for step in how.steps]:
+        raise ValueError("its curves are not along the eigenvectors that its specification says")
+    if (number := len(column("final.accuracy"))) != 1:
         raise ValueError(f"it has {number} final rows, not one")

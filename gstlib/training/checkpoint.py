@@ -13,20 +13,19 @@ import hashlib
 import io
 import json
 import os
-import sys
+import zipfile
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-from gstlib.errors import InputError
+from gstlib.errors import InputError, plain, say
 from gstlib.files import write_whole
 
 SCHEMA = 1
-_HEADER = 4096  # bytes that the first line may have at most
+_HEADER, _LARGEST = 4096, 2**31  # bytes that the first line and the file may have at most; VGG19's has 2**28
 _SOURCES = ("*.py", "data/*.py", "training/*.py")  # what decides what training computes: the paper's core, batches, steps
 
 
@@ -53,6 +52,7 @@ class Checkpoints:
             raise InputError(f"the time between checkpoints must be a positive number of seconds, not {every}")
         self.folder, self.every = Path(folder), every
         self._failing = False
+        self._told: set[tuple[str, str]] = set()
         self.kind = {"code": code(), "torch": version("torch"), "device": device}
 
     def file(self, run_id: str) -> Path:
@@ -66,11 +66,14 @@ class Checkpoints:
 
     def load(self, run_id: str) -> dict | None:
         """The state last saved for `run_id`, its tensors on the CPU; None without a checkpoint that it can use."""
-        found = self._open(run_id)
+        if not (found := self._open(run_id)):
+            return None
         try:
-            return found and torch.load(io.BytesIO(found[1]), map_location="cpu", weights_only=True)
+            if any(entry.compress_type for entry in zipfile.ZipFile(io.BytesIO(found[1])).infolist()):
+                raise ValueError("it is compressed")  # and may become much larger; torch.save compresses nothing
+            return torch.load(io.BytesIO(found[1]), map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds for bytes that are no state
-            return self._pass_over(run_id, str(error).splitlines()[0])
+            return self.pass_over(run_id, error)
 
     def save(self, run_id: str, epoch: int, step: int, state: dict) -> bool:
         """Keep `state`: tensors, numbers, texts, lists and dicts of them. Where the folder cannot take it, the last
@@ -85,7 +88,7 @@ class Checkpoints:
             write_whole(self.file(run_id), lambda file: file.writelines([json.dumps(head).encode(), b"\n", content]))
         except OSError as error:
             if not self._failing:  # once is enough until one succeeds again
-                _say(f"run {run_id}: no checkpoint could be written to {self.folder} ({error.strerror or error}); "
+                say(f"run {run_id}: no checkpoint could be written to {self.folder} ({error.strerror or error}); "
                      "training goes on, the last one stays")
             self._failing = True
             return False
@@ -99,38 +102,37 @@ class Checkpoints:
             for left in self.folder.glob(f".{run_id}*.tmp"):
                 left.unlink(missing_ok=True)
 
-    def _open(self, run_id: str) -> tuple[dict, memoryview] | None:
+    def _open(self, run_id: str) -> tuple[dict, bytes] | None:
         """Head and content of a whole checkpoint that a run on this kind of device and code can use."""
         place = self.file(run_id)
         if not os.path.lexists(place):
             return None
         try:
-            if not place.is_file():  # a pipe or a device could be read for ever
-                raise ValueError("it is no file")
-            raw = place.read_bytes()
-            end = raw.find(b"\n", 0, _HEADER)
-            head = json.loads(raw[:max(end, 0)])
-            schema, stated = head["gstlib.checkpoint"], head.pop("sha256")
-            if isinstance(schema, int) and schema > SCHEMA:
-                raise ValueError("a newer gstlib wrote it")
-            content = memoryview(raw)[end + 1:]
+            if not place.is_file() or place.stat().st_size > _LARGEST:  # a pipe or a device could be read for ever
+                raise ValueError("it is no file, or larger than any run's")
+            with open(place, "rb") as file:
+                head = json.loads(file.readline(_HEADER))
+                schema, stated = head["gstlib.checkpoint"], head.pop("sha256")
+                if isinstance(schema, int) and schema > SCHEMA:
+                    raise ValueError("a newer gstlib wrote it")
+                content = file.read()
             if digest(head, content) != stated:
                 raise ValueError("its digest is another")
-            if head["id"] != run_id or not all(type(head[name]) is int for name in ("epoch", "step")):
+            if head["id"] != run_id or not all(type(head[name]) is int and 0 <= head[name] < _LARGEST
+                                               for name in ("epoch", "step")):
                 raise ValueError(f"it is of run {head['id']}")
             other = next((name for name in self.kind if head["kind"].get(name) != self.kind[name]), None)
             if other:
                 raise ValueError(f"it was made with another {other}")
             return head, content
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            return self._pass_over(run_id, error)
+            return self.pass_over(run_id, error)
 
-    def _pass_over(self, run_id: str, why: object) -> None:
-        _say(f"checkpoint {self.file(run_id)} is passed over ({why}); the run begins anew")
-
-
-def _say(text: str) -> None:
-    tqdm.write(text, file=sys.stderr)  # which leaves a progress bar whole, and standard output to tables
+    def pass_over(self, run_id: str, why: object) -> None:
+        """Say, once, why the checkpoint of `run_id` is of no use."""
+        if (run_id, text := plain(why)) not in self._told:
+            say(f"checkpoint {self.file(run_id)} is passed over ({text}); the run begins anew")
+        self._told.add((run_id, text))
 
 
 def digest(head: dict, content) -> str:

@@ -4,34 +4,41 @@ Knows tensors, not science: no score, event or effect appears here.  A step
 needs nothing from the host: it gathers its batch by a counter that lives on
 the device, so that on a GPU one CUDA graph holds a whole step of every
 replica (gather, augmentation, forward, loss, backward, optimiser, metrics),
-each replica a branch on a stream of its own.  Forward and backward pass are
+each replica a branch on a stream of its own.  All of it but the optimiser is
 compiled there, so that masks, casts, batch normalisation and ReLU, each of
 which reads and writes whole tensors, become few kernels.  Whatever changes
 between steps (learning rate, masks, noise, the epoch's order) is rewritten in
 place, and the graph stays valid.  On a CPU the same step function is simply
 called.
+
+What cannot be compiled or captured is said and goes on without.  Two
+environment variables are for whoever looks for the cause: GSTLIB_WITHOUT
+names what not to try (`switched_off`), and with GSTLIB_STRICT=1 the first
+refusal is an error with its whole traceback.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
+import gc
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
+from gstlib.convolution import MaxPool2d
 from gstlib.data import Loader
-from gstlib.errors import InputError
+from gstlib.errors import InputError, say
 from gstlib.spec import OptimiserSpec
 
 _WARM_UP = 3  # uncaptured steps that let libraries choose their kernels before a capture
 _STRUCTURES = 256  # differently built networks that a process may compile, torch's own limit is 8
 _TOLERANCE = {"float32": 1e-3, "tf32": 1e-2, "bf16": 1e-2}  # relative, of compiled gradients, see `_check_compiled`
+SWITCHES = ("capture", "streams", "compile", "autotune", "fused-optimiser")
 
 
 class Measured(NamedTuple):
@@ -65,6 +72,29 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def switched_off() -> frozenset[str]:
+    """Those of `SWITCHES` that the environment variable GSTLIB_WITHOUT names, separated by commas.
+
+    Raises `InputError` for a name that is none of them.
+    """
+    names = [name.strip() for name in os.environ.get("GSTLIB_WITHOUT", "").split(",") if name.strip()]
+    if unknown := sorted({name for name in names if name not in SWITCHES}):
+        raise InputError(f"GSTLIB_WITHOUT or --without names {', '.join(unknown)}, which cannot be switched off; "
+                         f"choose from {', '.join(SWITCHES)}, separated by commas")
+    return frozenset(names)
+
+
+def switch_off(names: str | None) -> None:
+    """Let GSTLIB_WITHOUT be `names` (None: what it is), here and in processes begun from here; `InputError` as above."""
+    if names is not None:
+        os.environ["GSTLIB_WITHOUT"] = names
+    switched_off()
+
+
+def _strict() -> bool:
+    return os.environ.get("GSTLIB_STRICT", "0") not in ("", "0")
+
+
 class Replica:
     """One network in training: its optimiser, its batches, its running sums.
 
@@ -75,12 +105,16 @@ class Replica:
     def __init__(self, model: nn.Module, spec: OptimiserSpec, loader: Loader, precision: str = "float32"):
         self.model, self.spec, self.loader, self.precision = model, spec, loader, precision
         self.device = loader.device
+        for module in model.modules():
+            if type(module) is nn.MaxPool2d:  # only now: pruners read networks of torch's own modules
+                module.__class__ = MaxPool2d
+        fused = "fused-optimiser" not in switched_off()
         if spec.name == "adam":
-            self.optimiser = torch.optim.Adam(model.parameters(), lr=spec.lr, weight_decay=spec.weight_decay, fused=True,
+            self.optimiser = torch.optim.Adam(model.parameters(), lr=spec.lr, weight_decay=spec.weight_decay, fused=fused,
                                               capturable=self.device.type == "cuda")
         else:
             self.optimiser = torch.optim.SGD(model.parameters(), lr=spec.lr, momentum=spec.momentum,
-                                             weight_decay=spec.weight_decay, fused=True)
+                                             weight_decay=spec.weight_decay, fused=fused)
         # a captured step reads its rate from the device, where the host can change it; CUDA's kernels take float32
         rate = torch.tensor(spec.lr, dtype=torch.float32 if self.device.type == "cuda" else torch.float64, device=self.device)
         for group in self.optimiser.param_groups:
@@ -89,7 +123,7 @@ class Replica:
         self.stages = list(_stages(model))
         self._kept: list[torch.Tensor] = []  # each test batch's input to the stage that `begin_test` was told to keep
         self._since = self._keep = 0
-        self.compiled: Callable | None = None  # what whole batches go through instead of `loss`, see `_compiled`
+        self.compiled: dict[tuple[Callable, int], Callable] = {}  # by pass and size of its batch, see `_compiled`
 
     def learning_rate(self, epoch: int) -> float:
         """The rate of `epoch` (from 0): multiplied by `decay` from each milestone on."""
@@ -131,7 +165,7 @@ class Replica:
         self.model.eval()
         self.loader.begin_test()
         self.sums.zero_()
-        self._since, self._keep = self._stage(since), self._stage(keep)
+        self._since, self._keep = self._stage(since) if self._kept else 0, self._stage(keep)
         if not self._since:
             self._kept = []
 
@@ -142,26 +176,22 @@ class Replica:
     def step(self, size: int) -> None:
         """One training step on the next `size` images."""
         self.optimiser.zero_grad(set_to_none=True)
-        x, y = self.loader.next_batch(size)
-        if self.compiled is not None and size == self.loader.batch_size:
-            loss, logits = self.compiled(self.named_tensors(), x, y)
-        else:
-            loss, logits = self.loss(x, y)
-        loss.backward()
+        self.run(train_pass, size).backward()
         self.optimiser.step()
-        self.sums += _sums(loss.detach() * size, logits, y)
 
     @torch.no_grad()
     def test_step(self, size: int, number: int = 0) -> None:
         """Measure the next `size` test images, batch `number` of the pass; changes no weight and no running statistic."""
-        x, y = self.loader.next_test(size)
-        loss, logits = _loss(lambda x: self._staged(x, number), x, y, self.device.type, self.precision, "sum")
-        self.sums += _sums(loss, logits, y)
+        self.run(test_pass, size, functools.partial(self._staged, number=number) if self._since or self._keep else None)
+
+    def run(self, act: Callable, size: int, model: Callable | None = None) -> torch.Tensor:
+        """The loss of `act`, `train_pass` or `test_pass`, over the next `size` images; compiled where that is possible."""
+        if model is None and (act, size) in self.compiled:
+            return self.compiled[act, size](self)
+        return act(model or self.model, self.loader, self.sums, size, self.precision)
 
     def _staged(self, x: torch.Tensor, number: int) -> torch.Tensor:
         """The network's output for test batch `number`, from the stage on from which it can be another than last time."""
-        if not (self._since or self._keep):
-            return self.model(x)
         if self._since:
             x = self._kept[number]
         for place, (_, stage) in enumerate(self.stages[self._since:], self._since):
@@ -178,14 +208,10 @@ class Replica:
         start = 0
         for size in self.loader.test_sizes(len(y)):
             images, labels = (part[start:start + size].to(self.device) for part in (x, y))
-            loss, logits = self.loss(self.loader.normalise(images), labels, reduction="sum")
+            loss, logits = _loss(self.model, self.loader.normalise(images), labels, self.precision, "sum")
             self.sums += _sums(loss, logits, labels)
             start += size
         return self.measured(len(y))
-
-    def loss(self, x: torch.Tensor, y: torch.Tensor, reduction: str = "mean") -> tuple[torch.Tensor, torch.Tensor]:
-        """Cross-entropy (nats) of a batch, and its logits (n, classes) in float32."""
-        return _loss(self.model, x, y, self.device.type, self.precision, reduction)
 
     def measured(self, n: int) -> Measured:
         """The sums since the last `begin_…` as means over `n` images; the one place where the host waits."""
@@ -210,73 +236,118 @@ def _stages(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module
         yield from _stages(part, f"{prefix}{name}.")
 
 
-def _loss(model: Callable, x: torch.Tensor, y: torch.Tensor, device: str, precision: str, reduction: str = "mean"):
+def train_pass(model: Callable, loader: Loader, sums: torch.Tensor, size: int, precision: str) -> torch.Tensor:
+    """The mean loss of the next `size` training images, which is added to `sums`."""
+    x, y = loader.next_batch(size)
+    loss, logits = _loss(model, x, y, precision)
+    sums.add_(_sums(loss.detach() * size, logits, y))
+    return loss
+
+
+def test_pass(model: Callable, loader: Loader, sums: torch.Tensor, size: int, precision: str) -> torch.Tensor:
+    """The summed loss of the next `size` test images, which is added to `sums`."""
+    x, y = loader.next_test(size)
+    loss, logits = _loss(model, x, y, precision, "sum")
+    sums.add_(_sums(loss, logits, y))
+    return loss
+
+
+def _loss(model: Callable, x: torch.Tensor, y: torch.Tensor, precision: str, reduction: str = "mean"):
+    """Cross-entropy (nats) of a batch, and its logits (n, classes) in float32."""
     # the cache of cast weights would be filled in one capture and read in another
-    with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=device == "cpu"):
+    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=precision == "bf16",
+                        cache_enabled=x.device.type == "cpu"):
         logits = model(x).float()
     return nn.functional.cross_entropy(logits, y, reduction=reduction), logits
 
 
-def _loss_with(model: nn.Module, tensors: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor, device: str,
-               precision: str):
-    """`_loss` of `model` with `tensors` for its parameters and buffers: one compiled function serves all replicas."""
-    return _loss(lambda x: torch.func.functional_call(model, tensors, (x,)), x, y, device, precision)
+def _sums(loss: torch.Tensor, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return torch.stack([loss.double(), (logits.detach().argmax(1) == y).sum().double()])
+
+
+def _pass_with(act: Callable, model: nn.Module, tensors: dict[str, torch.Tensor], *rest) -> torch.Tensor:
+    """`act` of `model` with `tensors` for its parameters and buffers: one compiled function serves all replicas."""
+    if not torch.compiler.is_compiling():  # there are many ways to have torch run what it was to compile
+        raise RuntimeError("torch.compile is switched off")
+    return act(lambda x: torch.func.functional_call(model, tensors, (x,)), *rest)
 
 
 @functools.cache
 def _compiler() -> Callable:
-    compiled = torch.compile(_loss_with, fullgraph=True, dynamic=False)
-    if compiled is _loss_with or torch._dynamo.config.disable:
-        raise RuntimeError("torch.compile is switched off")
-    return compiled
+    return torch.compile(_pass_with, fullgraph=True, dynamic=False)
 
 
 _skeletons: dict[tuple, nn.Module] = {}  # of each structure a network without values, which the compiled code belongs to
 
 
-def _compiled(replica: Replica) -> Callable:
-    """(tensors, x, y) -> loss, logits: the compiled pass of networks built like `replica`'s.
+def _skeleton(replica: Replica) -> nn.Module:
+    """The one skeleton of all networks that are built like `replica`'s: tensors by name, hooks, and what they print."""
+    hooks = [(name, getattr(hook, "__qualname__", repr(hook))) for name, module in replica.model.named_modules()
+             for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values())]
+    tensors = ((name, tensor.shape, tensor.dtype) for name, tensor in replica.named_tensors().items())
+    if (key := (str(replica.model), *hooks, *tensors)) not in _skeletons:
+        _skeletons[key] = copy.deepcopy(replica.model).to("meta")
+    return _skeletons[key]
 
-    Torch's parametrisations give every network a class of its own, for which
-    `torch.compile` would compile anew.  So the passes of all networks that
-    are built alike are those of one skeleton, given their tensors.
+
+def _compiled(act: Callable, size: int, skeleton: nn.Module) -> Callable[[Replica], torch.Tensor]:
+    """What `Replica.run` calls for `act` over `size` images: the pass of the skeleton, given the replica's tensors.
+
+    `torch.compile` would compile anew for every network; so the passes of all networks that are built alike are those
+    of their skeleton.
     """
-    tensors = replica.named_tensors()
-    key = (str(replica.model), *((name, tensor.shape) for name, tensor in tensors.items()))
-    if key not in _skeletons:
-        _skeletons[key] = copy.deepcopy(replica.model).to("meta").train()
-    skeleton, device, precision = _skeletons[key], replica.device.type, replica.precision
-
-    def compiled(tensors: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor):
+    def run(replica: Replica) -> torch.Tensor:
+        skeleton.train(replica.model.training)
         with torch._dynamo.config.patch(recompile_limit=_STRUCTURES, accumulated_recompile_limit=_STRUCTURES):
-            return _compiler()(skeleton, tensors, x, y, device, precision)
+            return _compiler()(act, skeleton, replica.named_tensors(), replica.loader, replica.sums, size, replica.precision)
 
-    return compiled
+    return run
 
 
-@torch.no_grad()
-def _check_compiled(replica: Replica, compiled: Callable) -> None:
-    """Raise `ArithmeticError` unless the compiled pass of a batch has the gradients of the eager one, as near to those
-    in float32 as eager ones are; leaves the replica as it was."""
-    rows = torch.arange(replica.loader.batch_size, device=replica.device) % len(replica.loader.y)
-    x, y = replica.loader.normalise(replica.loader.x[rows]), replica.loader.y[rows]
-    device, precision = replica.device.type, "float32" if replica.precision == "bf16" else replica.precision
+@contextmanager
+def _exactly():
+    """Without TF32, and without timing algorithms for what runs once."""
+    cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    before = cudnn.allow_tf32, cudnn.benchmark
+    torch.set_float32_matmul_precision("highest")
+    cudnn.allow_tf32 = cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        cudnn.allow_tf32, cudnn.benchmark = before
+
+
+def _check_compiled(replica: Replica) -> None:
+    """Raise `ArithmeticError` unless the compiled passes have the gradients and the test loss of eager ones, as near to
+    those in float32 as eager ones are; leaves the replica as it was."""
     parameters, training = list(replica.model.parameters()), replica.model.training
-    before = [(buffer, buffer.clone()) for buffer in replica.model.buffers()]
-    replica.model.train()
-    gradients = []
-    for act in (lambda: _loss(replica.model, x, y, device, precision), lambda: replica.loss(x, y),
-                lambda: compiled(replica.named_tensors(), x, y)):
-        with torch.enable_grad():
-            loss, _ = act()
-            gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]))
-        for buffer, value in before:
-            buffer.copy_(value)
-    replica.model.train(training)
-    exact, eager, ours = gradients
-    off, usual = (float((g - exact).norm() / exact.norm()) for g in (ours, eager))
-    if not off <= 2 * usual + _TOLERANCE[replica.precision]:
-        raise ArithmeticError(f"its gradients are off by {off:.1e} of their size, eager ones by {usual:.1e}")
+    before = [(tensor, tensor.detach().clone()) for tensor in replica.tensors()]
+
+    def outcome(act: Callable, run: Callable) -> torch.Tensor:
+        replica.loader.position.zero_()
+        try:
+            with torch.set_grad_enabled(act is train_pass):
+                loss = run()
+            return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]) if loss.requires_grad else loss
+        finally:
+            with torch.no_grad():
+                for tensor, value in before:
+                    tensor.copy_(value)
+
+    try:
+        for (act, size), compiled in replica.compiled.items():
+            replica.model.train(act is train_pass)
+            eager = functools.partial(act, replica.model, replica.loader, replica.sums, size)
+            with _exactly():
+                exact = outcome(act, lambda: eager("float32"))
+            usual, ours = outcome(act, lambda: eager(replica.precision)), outcome(act, lambda: compiled(replica))
+            off, usual, norm = (float(part.norm()) for part in (ours - exact, usual - exact, exact))
+            if not off <= 2 * usual + _TOLERANCE[replica.precision] * norm:
+                what = "gradients are" if act is train_pass else "test loss is"
+                raise ArithmeticError(f"its {what} off by {off:.1e} of {norm:.1e}, eager ones by {usual:.1e}")
+    finally:
+        replica.model.train(training)
 
 
 def ran_out(error: BaseException | None) -> bool:
@@ -284,8 +355,7 @@ def ran_out(error: BaseException | None) -> bool:
     return error is not None and (isinstance(error, torch.OutOfMemoryError) or ran_out(error.__cause__ or error.__context__))
 
 
-def _sums(loss: torch.Tensor, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    return torch.stack([loss.double(), (logits.detach().argmax(1) == y).sum().double()])
+_broken: list[torch.cuda.CUDAGraph] = []  # of captures that CUDA could not end: torch's allocators still ask them
 
 
 class Engine:
@@ -294,11 +364,12 @@ class Engine:
     A replica's rows do not depend on its company: bit for bit on a CPU; on a
     GPU as far as its kernels are deterministic.  `capture` (default: on CUDA)
     chooses CUDA graphs, `streams` a stream a replica, `fuse` (default: on
-    CUDA) a compiled forward and backward pass, `autotune` that cuDNN times its
-    algorithms for each shape.  A pass that cannot be compiled, or whose
-    gradients are not the eager ones, is said and left eager.  Raises
-    `InputError` when replicas differ in device, precision, batch size, or
-    number of images.
+    CUDA) compiled passes, `autotune` that cuDNN times its algorithms for each
+    shape; what GSTLIB_WITHOUT names stays off.  A pass that cannot be
+    compiled, or whose gradients are not the eager ones, and a step that
+    cannot be captured are said and left eager.  Raises `InputError` when
+    replicas differ in device, precision, batch size, or number of images, and
+    `torch.OutOfMemoryError` before it captures more replicas than fit.
     """
 
     def __init__(self, replicas: Sequence[Replica], capture: bool | None = None, streams: bool = True,
@@ -312,40 +383,56 @@ class Engine:
                 raise InputError(f"replicas in lockstep must agree in {name}, but have "
                                  f"{', '.join(str(of(r)) for r in self.replicas)}")
         self.loader, self.device = first.loader, first.device
-        on_gpu = self.device.type == "cuda"
-        self.capture = on_gpu if capture is None else capture
+        on_gpu, off = self.device.type == "cuda", switched_off()
+        self.without = [name for name in SWITCHES if name in off]  # by wish, or because it was tried in vain
+        self.capture = (on_gpu if capture is None else capture) and "capture" not in off
         torch.set_float32_matmul_precision("high" if first.precision == "tf32" else "highest")
         torch.backends.cudnn.allow_tf32 = first.precision == "tf32"
-        torch.backends.cudnn.benchmark = self.autotune = on_gpu and autotune
+        torch.backends.cudnn.benchmark = self.autotune = on_gpu and autotune and "autotune" not in off
         self._graphs: dict[tuple, torch.cuda.CUDAGraph] = {}
         self.streams = None
         if self.capture:
             self._main = torch.cuda.Stream(self.device)
-            self.streams = [torch.cuda.Stream(self.device) for _ in self.replicas] if streams else None
+            if streams and "streams" not in off:
+                self.streams = [torch.cuda.Stream(self.device) for _ in self.replicas]
             self._pool = torch.cuda.graph_pool_handle()
-        self.fused = (on_gpu if fuse is None else fuse) and self._fuse()
+        for replica in self.replicas:
+            replica.compiled = {}
+        self.fused = (on_gpu if fuse is None else fuse) and "compile" not in off and self._fuse()
 
     @property
     def techniques(self) -> list[str]:
-        """What is in use, in words."""
-        return [name for name, used in (("CUDA graph", self.capture), ("streams", self.streams), ("compiled", self.fused),
-                                        ("cuDNN autotuning", self.autotune)) if used]
+        """What is in use, in words, and what was switched off or given up."""
+        used = (("CUDA graph", self.capture), ("streams", self.capture and self.streams), ("compiled", self.fused),
+                ("cuDNN autotuning", self.autotune))
+        return [name for name, there in used if there] + [f"without {name}" for name in self.without]
 
     def _fuse(self) -> bool:
         """Compile the replicas' passes; returns whether all of them could be, and agree with the eager ones."""
+        passes = [(train_pass, self.loader.batch_sizes()[0]), (test_pass, self.loader.test_sizes()[0])]
+        checked = set()
         try:
-            passes = [_compiled(replica) for replica in self.replicas]
-            for replica, compiled in zip(self.replicas, passes):
-                _check_compiled(replica, compiled)
+            for replica in self.replicas:
+                skeleton = _skeleton(replica)
+                replica.compiled = {one: _compiled(*one, skeleton) for one in passes}
+                if skeleton not in checked:  # the others' code is the same
+                    _check_compiled(replica)
+                checked.add(skeleton)
+            return True
         except Exception as error:  # a missing compiler, a kernel that does not build: torch raises many kinds
-            if ran_out(error):
-                raise
-            text = (str(error).strip() or type(error).__name__).splitlines()[0]
-            tqdm.write(f"the forward and backward pass could not be compiled ({text}); going on without", file=sys.stderr)
-            return False
-        for replica, compiled in zip(self.replicas, passes):
-            replica.compiled = compiled
-        return True
+            self._give_up("compile", "the forward and backward pass could not be compiled", error)
+        for replica in self.replicas:
+            replica.compiled = {}
+        gc.collect()  # what the failed passes left belongs to another stream than a capture's
+        return False
+
+    def _give_up(self, switch: str, what: str, error: Exception) -> None:
+        """Say that it goes on without `switch`; raises `error` where memory ran out, or GSTLIB_STRICT is set."""
+        if ran_out(error) or _strict():
+            raise error
+        text = (str(error).strip() or type(error).__name__).splitlines()[0]
+        say(f"{what} ({text}); going on without")
+        self.without.append(switch)
 
     def train_epoch(self, epoch: int, after_batch: Sequence[Callable[[], None]] = (), done: int = 0) -> list[Measured]:
         """One pass over the training images; each of `after_batch` is called after every step.
@@ -381,36 +468,67 @@ class Engine:
         return replica.measured(len(self.loader.test_y))
 
     def _do(self, what: str, size: int, indices) -> None:
-        if not self.capture:
-            for index in indices:
-                getattr(self.replicas[index], what)(size)
-            return
-        key = (what, size, *indices)
-        if key not in self._graphs:
-            self._graphs[key] = self._captured(what, size, [self.replicas[index] for index in indices])
-        self._graphs[key].replay()
+        key, replicas = (what, size, *indices), [self.replicas[index] for index in indices]
+        if self.capture and key not in self._graphs:
+            try:
+                self._graphs[key] = self._captured(what, size, replicas)
+            except Exception as error:  # whatever a library does that a capture forbids
+                torch.cuda.synchronize(self.device)  # raises where the device itself cannot go on
+                self._give_up("capture", f"a {what.replace('_', ' ')} could not be captured as a CUDA graph", error)
+                self.capture = False
+                self._graphs.clear()
+                for replica in replicas:
+                    replica.optimiser.zero_grad(set_to_none=True)
+        if self.capture:
+            self._graphs[key].replay()
+        else:
+            for replica in replicas:
+                getattr(replica, what)(size)
 
     def _captured(self, what: str, size: int, replicas: list[Replica]) -> torch.cuda.CUDAGraph:
-        """A CUDA graph of one such step of `replicas`, everything left as it was before."""
+        """A CUDA graph of one such step of `replicas`, everything left as it was before, also by one that fails."""
         branches = self.streams[:len(replicas)] if self.streams else [self._main] * len(replicas)
+        if what == "step":
+            gc.collect()  # an accumulator of gradients left in a cycle would bring its own stream into the capture
         with torch.cuda.device(self.device):
-            for replica, branch in zip(replicas, branches):
-                self._warm_up(what, size, replica, branch)
-            graph = torch.cuda.CUDAGraph()
-            # one pool for all graphs: they never run at once, and none reads what another left there
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._main):
-                for replica, branch in zip(replicas, branches):
-                    if branch is not self._main:
-                        branch.wait_stream(self._main)
-                    with torch.cuda.stream(branch):
-                        getattr(replica, what)(size)
-                for branch in branches:
-                    if branch is not self._main:
-                        self._main.wait_stream(branch)
+            needed = [self._warm_up(what, size, replica, branch) for replica, branch in zip(replicas, branches)]
+            # on one stream a step takes up what the one before has left; all at once none does
+            at_once = len({*branches}) * max(needed)
+            if len({*branches}) > 1 and at_once > (room := _room(self.device)):
+                raise torch.OutOfMemoryError(
+                    f"{len(replicas)} replicas at once take {at_once} bytes a step, {room} are free")
+            graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
+            try:
+                # one pool for all graphs: they never run at once, and none reads what another left there
+                with torch.cuda.graph(graph, pool=self._pool, stream=self._main):
+                    begun = []
+                    try:
+                        for replica, branch in zip(replicas, branches):
+                            if branch is not self._main:
+                                branch.wait_stream(self._main)
+                                begun.append(branch)
+                            with torch.cuda.stream(branch):
+                                getattr(replica, what)(size)
+                    finally:  # CUDA cannot end a capture that has a branch which is not joined
+                        for branch in begun:
+                            self._main.wait_stream(branch)
+            except BaseException:
+                torch.cuda.set_stream(before)  # torch does neither where the capture could not be ended
+                try:
+                    torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
+                except RuntimeError:  # it was ended
+                    pass
+                else:
+                    torch._C._cuda_releasePool(torch.cuda.current_device(), self._pool)
+                    _broken.append(graph)
+                raise
         return graph
 
-    def _warm_up(self, what: str, size: int, replica: Replica, stream: torch.cuda.Stream) -> None:
-        """A few steps on the stream of the capture, to which autograd's accumulators then belong; all of them undone."""
+    def _warm_up(self, what: str, size: int, replica: Replica, stream: torch.cuda.Stream) -> int:
+        """A few steps on the stream of the capture, to which autograd's accumulators then belong; all of them undone.
+
+        Returns how many bytes a step takes beside what stays.
+        """
         def moments() -> list[torch.Tensor]:
             return [tensor for state in replica.optimiser.state.values() for tensor in state.values()
                     if isinstance(tensor, torch.Tensor)]
@@ -418,14 +536,27 @@ class Engine:
         before = [(tensor, tensor.detach().clone()) for tensor in (*replica.tensors(), *moments())]
         new, start = not replica.optimiser.state, replica.loader.position.clone()
         torch.cuda.synchronize(self.device)
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UP):
-                replica.loader.position.copy_(start)  # never past the last image
-                getattr(replica, what)(size)
-        torch.cuda.synchronize(self.device)
-        with torch.no_grad():
-            for tensor, value in before:
-                tensor.copy_(value)
-            for tensor in moments() if new else ():  # moments of zero are those of an optimiser that has not stepped
-                tensor.zero_()
-        replica.optimiser.zero_grad(set_to_none=True)
+        try:
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM_UP):
+                    replica.optimiser.zero_grad(set_to_none=True)
+                    torch.cuda.reset_peak_memory_stats(self.device)
+                    held = torch.cuda.memory_allocated(self.device)
+                    replica.loader.position.copy_(start)  # never past the last image
+                    getattr(replica, what)(size)
+            torch.cuda.synchronize(self.device)
+            return torch.cuda.max_memory_allocated(self.device) - held
+        finally:
+            with torch.no_grad():
+                for tensor, value in before:
+                    tensor.copy_(value)
+                for tensor in moments() if new else ():  # moments of zero are those of an optimiser that has not stepped
+                    tensor.zero_()
+            replica.optimiser.zero_grad(set_to_none=True)
+
+
+def _room(device: torch.device) -> int:
+    """Bytes that a capture can still have: free on the device, as far as this process may go, or held but not in use."""
+    held, (free, total) = torch.cuda.memory_reserved(device), torch.cuda.mem_get_info(device)
+    limit = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    return min(free, limit - held) + held - torch.cuda.memory_allocated(device)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import time
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from scipy import stats
+from threadpoolctl import threadpool_limits
 from torch import nn
 
+from gstlib import flatness
 from gstlib.data import Loader
+from gstlib.errors import InputError
+from gstlib.spec import FlatnessSpec
 
+RELATIVE, DRAWS = 0.1, 10  # the scale-invariant measure: how far, in norms of each filter, and how often
 SAMPLE = 0  # seed of the draw of the images measured: the same for every run, so that runs are compared on one sample
 
 
@@ -58,3 +67,63 @@ def bn_histogram(model: nn.Module, loader: Loader, epoch: int, images: int = 512
         for buffer, value in before:
             buffer.copy_(value)
     return rows
+
+
+def check_flatness(loader: Loader, how: FlatnessSpec) -> None:
+    """Raise `InputError` where there are too few test images for what `how` asks."""
+    if len(loader.test_y) < max(how.images, 2 * how.hessian_images):
+        raise InputError(f"flatness is measured on {how.images} test images, its Hessian on {how.hessian_images} of them "
+                         f"and on as many others, but there are {len(loader.test_y)}; use a larger data set or profile")
+
+
+def measure_flatness(model: nn.Module, loader: Loader, epoch: int, how: FlatnessSpec) -> dict[str, list[dict]]:
+    """How flat is the loss? (v4 Figure 6, claim C20; see `gstlib.flatness`)
+
+    On `how.images` test images in an order drawn once for all runs, since folders are sorted by class; in evaluation
+    mode and float32, the network left as it is.  Rows by table.  One of "flatness": epoch, images, hessian_images; loss
+    and accuracy; trace of the gradient covariance (uncentred), its standard error over the images (trace_error),
+    trace_centred; curvature_error, that of the sum of the leading eigenvalues; curvature_other, the second derivatives
+    along the same eigenvectors on as many other images, and its error; relative_mean and relative_worst, the loss after
+    moves of a tenth of each filter's norm; seconds.  "eigenvalue": number (from 1), eigenvalue.
+    "direction": number (of the eigenvector), step, loss, accuracy.
+    """
+    began, h = time.perf_counter(), how.hessian_images
+    order = torch.randperm(len(loader.test_y), generator=torch.Generator().manual_seed(SAMPLE)).to(loader.device)
+
+    def images(start: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return loader.normalise(loader.test_x[order[start:end]]).contiguous(), loader.test_y[order[start:end]]
+
+    def error(each: torch.Tensor) -> float:
+        return float(each.std()) / math.sqrt(len(each))
+
+    some, few = images(0, how.images), images(0, h)
+    with _exactly(loader.device):
+        values, vectors = flatness.leading(flatness.hessian(model, *few), how.eigenvalues)
+        curves = [(number, step, *found) for number, vector in enumerate(vectors[:how.directions], 1)
+                  for step, found in zip(how.steps, flatness.along(model, *some, vector, how.steps))]
+        (loss, accuracy), = flatness.along(model, *some, vectors[0], [0.0])
+        norms, mean = flatness.gradients(model, *some, 8 if loader.device.type == "cpu" else 64)
+        moved = flatness.relative(model, *some, RELATIVE, DRAWS)
+        own, other = (flatness.curvatures(model, *each, vectors) for each in (few, images(h, 2 * h)))
+    trace = float(norms.mean())
+    row = {"epoch": epoch, "images": how.images, "hessian_images": h, "loss": loss, "accuracy": accuracy,
+           "trace": trace, "trace_error": error(norms), "trace_centred": max(0.0, trace - float(mean.square().sum())),
+           "curvature_error": error(own), "curvature_other": float(other.mean()), "curvature_other_error": error(other),
+           "relative_mean": sum(moved) / DRAWS, "relative_worst": max(moved), "seconds": time.perf_counter() - began}
+    return {"flatness": [row],
+            "eigenvalue": [{"number": number, "eigenvalue": float(value)} for number, value in enumerate(values, 1)],
+            "direction": [dict(zip(("number", "step", "loss", "accuracy"), point)) for point in curves]}
+
+
+@contextmanager
+def _exactly(device: torch.device):
+    """Products in float32, without TF32; on a CPU SciPy too has one thread, as training has."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with threadpool_limits(1 if device.type == "cpu" else None):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]

@@ -9,12 +9,10 @@ from dataclasses import replace
 import torch
 
 from gstlib import models
-from gstlib.data import Images, Loader
+from gstlib.data import SIZES, Images, Loader
 from gstlib.errors import InputError
-from gstlib.spec import RunSpec
+from gstlib.spec import FlatnessSpec, RunSpec
 from gstlib.training.engine import Engine, Replica, ran_out
-
-_SIZES = {"digits": (1442, 355)}  # training and test images, where they are not CIFAR-10's
 
 
 def seconds_per_run(spec: RunSpec, device: torch.device, replicas: int = 1) -> float:
@@ -24,13 +22,15 @@ def seconds_per_run(spec: RunSpec, device: torch.device, replicas: int = 1) -> f
     are not compiled for it, which takes a minute: on a GPU the estimate is on
     the safe side.  Raises `InputError` where not even one run fits.
     """
-    whole = _SIZES.get(spec.data.name, (50_000, 10_000))
+    whole = SIZES.get(spec.data.name, (50_000, 10_000))
     n, test = (asked or every for asked, every in zip((spec.data.train_size, spec.data.test_size), whole))
     o, p = spec.optimiser, spec.pruning
     images = test * sum(map(spec.tested_after, range(o.epochs))) + sum(whole)  # in the end every image once
-    if p is not None:  # tests after strikes begin at the layer struck: those after one epoch count as one whole test
-        images += test * sum(map(p.schedule.is_event, range(o.epochs)))
-    alike = replace(spec, data=replace(spec.data, train_size=None, test_size=None), pruning=None, measures=(), seed=0)
+    if p is not None:  # tests after strikes begin at the layer struck: four after one epoch count as one whole test
+        strikes = [sum(epoch in p.schedule.event_epochs(i) for i in range(len(p.layers))) for epoch in range(o.epochs)]
+        images += test * sum(max(1, number / 4) for number in strikes if number)
+    alike = replace(spec, data=replace(spec.data, train_size=None, test_size=None), pruning=None, measures=(),
+                    measured_at=None, flatness=FlatnessSpec(), seed=0)
     step, tested = _pace(alike, device, replicas if device.type == "cuda" else 1)
     return o.epochs * n / o.batch_size * step + images * tested
 

@@ -22,9 +22,11 @@ def provenance(images: Images, device: torch.device, profile: str, seconds: floa
         "data": images.name, "data_title": images.title, "fingerprint": images.fingerprint,
         "images": [len(images.train_y), len(images.test_y)],
         "profile": profile, "device": name, "device_type": device.type, "threads": torch.get_num_threads(),
-        "seconds": round(seconds, 3), "replicas": replicas, "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3), "replicas": replicas,
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(), "python": platform.python_version(),
-        "versions": {package: _version(package) for package in ("gstlib", "torch", "torchvision", "numpy")},
+        "versions": {package: _version(package) for package in ("gstlib", "torch", "torchvision", "numpy")}
+        | ({} if device.type == "cpu" else {"triton": _version("triton"), "cudnn": str(torch.backends.cudnn.version())}),
     }
 
 

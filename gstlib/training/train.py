@@ -20,12 +20,12 @@ from gstlib.pruner import Pruner
 from gstlib.spec import RunSpec
 from gstlib.training.checkpoint import Checkpoints
 from gstlib.training.engine import Engine, Measured, Replica
-from gstlib.training.measures import bn_histogram
+from gstlib.training.measures import bn_histogram, check_flatness, measure_flatness
 from gstlib.training.provenance import provenance
 
 
 class Result(NamedTuple):
-    """What a run leaves: rows by table ("epoch", "event", "histogram", "final") and its provenance."""
+    """What a run leaves: rows by table (see `train_group`) and its provenance."""
 
     tables: dict[str, list[dict]]
     provenance: dict
@@ -99,7 +99,8 @@ def train_group(
     event), test_accuracy_clean (noise switched off), parameters (left),
     seconds (of the group's epoch, divided by its runs).  Epochs that
     `spec.tested_after` leaves out have no test columns.  Event rows: see
-    `Pruner.epoch`.  Histogram rows: see `measures.bn_histogram`.  One final row:
+    `Pruner.epoch`.  Histogram rows: see `measures.bn_histogram`; tables
+    "flatness", "eigenvalue", "direction": see `measures.measure_flatness`.  One final row:
     images, accuracy and loss over every image of the set that was not trained
     on; train_accuracy and train_loss over the training images, in evaluation
     mode as well.
@@ -152,6 +153,8 @@ class Run:
         self.pruner = _pruner(spec, model) if spec.pruning is not None else None
         self.replica = Replica(model, spec.optimiser, loader, spec.precision)
         self.tables: dict[str, list[dict]] = {"epoch": [], "event": [], "histogram": [], "final": []}
+        if "flatness" in spec.measures:
+            check_flatness(loader, spec.flatness)
         self.last_tested = float("nan")
 
     def state_dict(self) -> dict:
@@ -171,6 +174,12 @@ class Run:
         if "bn-histogram" in self.spec.measures:
             self.tables["histogram"] += bn_histogram(self.model, self.replica.loader, epoch)
 
+    def begin(self, test: Callable[..., Measured]) -> None:
+        """What comes before the first step: measures, and what is removed from the untrained network."""
+        self.measure(-1)
+        if self.pruner is not None:
+            self.tables["event"] += self.pruner.epoch(-1, lambda: test().accuracy)
+
     def measure_end(self, unseen: tuple[torch.Tensor, torch.Tensor]) -> None:
         """How good the trained network is: on the images that it never saw, and on those that it was trained on."""
         loader = self.replica.loader
@@ -185,6 +194,8 @@ class Run:
                              "lower the learning rate or use precision float32")
         row = {"epoch": epoch, "lr": self.replica.learning_rate(epoch),
                "train_loss": trained.loss, "train_accuracy": trained.accuracy}
+        if "flatness" in self.spec.measures and epoch == self.spec.flatness_epoch:
+            self.tables |= measure_flatness(self.model, self.replica.loader, epoch, self.spec.flatness)
         tested: list[Measured] = []
         struck = [layer.name for layer, k in self.pruner.due(epoch) if k] if self.pruner else []
 
@@ -224,8 +235,8 @@ class _Group:
         self.epoch, self.step, self.resumed = 0, 0, 0
         self.began = self.saved = time.perf_counter()
         self.epoch_began = self.began
-        if checkpoints is not None:
-            self._take_up(checkpoints)
+        if checkpoints is not None and not self._take_up(checkpoints):
+            self.runs = [Run(spec, resident, device) for spec in specs]
         self.engine = Engine([run.replica for run in self.runs])
 
     def train(self) -> list[Result]:
@@ -233,8 +244,8 @@ class _Group:
         epochs = self.runs[0].spec.optimiser.epochs
         ticks = [*(run.pruner.batch for run in self.runs if run.pruner is not None), self._after_step]
         if (self.epoch, self.step) == (0, 0):
-            for run in self.runs:
-                run.measure(-1)
+            for index, run in enumerate(self.runs):
+                run.begin(functools.partial(self.engine.test, index))
         while self.epoch < epochs:
             epoch = self.epoch
             trained = self.engine.train_epoch(epoch, ticks, self.step)
@@ -271,7 +282,8 @@ class _Group:
         if stop:
             raise Stopped
 
-    def _take_up(self, checkpoints: Checkpoints) -> None:
+    def _take_up(self, checkpoints: Checkpoints) -> bool:
+        """Go on from the runs' checkpoints, if there are any; False where one that is whole holds no state of its run."""
         positions = {run.spec.id: checkpoints.position(run.spec.id) for run in self.runs}
         if len(set(positions.values())) > 1:
             raise InputError("runs stand at different epochs and cannot be trained in lockstep: "
@@ -279,11 +291,18 @@ class _Group:
                                          for run_id, (epoch, step) in positions.items()))
         states = [checkpoints.load(run.spec.id) for run in self.runs]
         if None in states:
-            return
-        for run, state in zip(self.runs, states):
-            run.load_state_dict(state["run"])
-        self.epoch, self.step = next(iter(positions.values()))
+            return True
         now, n = time.perf_counter(), len(self.runs)
-        self.resumed = states[0]["resumed"] + 1
-        self.began = now - n * states[0]["seconds"]
-        self.epoch_began = now - n * states[0]["epoch_seconds"]
+        (epoch, step), steps = next(iter(positions.values())), len(self.runs[0].replica.loader.batch_sizes())
+        for run, state in zip(self.runs, states):
+            try:
+                tables = run.tables.keys()
+                run.load_state_dict(state["run"])
+                if run.tables.keys() != tables or len(run.tables["epoch"]) != epoch or step > steps:
+                    raise ValueError("no run can stand so")
+                past = state["resumed"] + 1, now - n * state["seconds"], now - n * state["epoch_seconds"]
+            except Exception as error:  # whoever knows how it is sealed may have put anything into it
+                checkpoints.pass_over(run.spec.id, error)
+                return False
+        (self.resumed, self.began, self.epoch_began), self.epoch, self.step = past, epoch, step
+        return True

@@ -119,6 +119,16 @@ def test_a_signal_keeps_a_checkpoint_and_the_run_goes_on(tmp_path, long, whole, 
     assert_same(store, long, whole)
 
 
+@pytest.mark.parametrize("executor", ["local", "processes"])
+def test_a_broken_standard_error_neither_stops_training_nor_a_worker_that_complains(tmp_path, tiny_spec, executor):
+    run = tiny_spec()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / f"{run.id}.ckpt").write_text("damaged")
+    done = subprocess.run(["bash", "-c", '"$@" 2> >(exec head -c 5 >/dev/null)', "bash", sys.executable, "-c", RUN,
+                           run.to_json(), str(tmp_path), executor], timeout=240)
+    assert done.returncode == 0 and Store(tmp_path).ids() == [run.id]
+
+
 def children(pid):
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 

@@ -143,6 +143,13 @@ def test_a_campaign_trains_what_its_stages_lack_each_at_its_profile(tmp_path, ru
     assert [store.read(x.spec.id).provenance["profile"] for x in runs[1:3]] == ["smoke", "quarter"]
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_run_of_the_campaign_has_an_estimate(device, monkeypatch):
+    monkeypatch.setattr(work.pace, "_pace", lambda spec, *_: (0.001, 0.0001))
+    for _, run in todo.campaign(device, "digits"):
+        assert 0 < work.pace.seconds_per_run(run.spec, torch.device("cpu")) < 1e5
+
+
 def test_a_short_measurement_is_near_what_a_run_takes(tmp_path, tiny_spec):
     spec = tiny_spec(data=dataclasses.replace(tiny_spec().data, train_size=256, test_size=100),
                      optimiser=OptimiserSpec(epochs=6, batch_size=32))

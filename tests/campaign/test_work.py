@@ -10,6 +10,7 @@ from gstlib.campaign.leases import Leases
 from gstlib.campaign.todo import Task
 from gstlib.campaign.work import RETRIES, Clock, Display, Work
 from gstlib.spec import OptimiserSpec
+from gstlib.store import DamagedRun
 from gstlib.training.checkpoint import Checkpoints
 from gstlib.training.train import Result, shape
 
@@ -151,6 +152,23 @@ def test_a_run_that_cannot_be_locked_fails_and_the_others_do_not(scene):
     (s.work.leases.folder / f"{s.tasks[0].spec.id}.lock").mkdir()
     assert s.take() == [s.tasks[1]]
     assert "cannot be locked" in s.ends().failed[s.tasks[0].spec.id]
+
+
+def test_a_run_whose_rows_are_impossible_fails_and_the_others_do_not(scene, monkeypatch):
+    s = scene(n=6, replicas=2)
+    bad, write = s.tasks[1], Shelf.write
+
+    def refuse(self, spec, *rest):
+        if spec.id == bad.spec.id:
+            raise DamagedRun("its loss is negative")
+        write(self, spec, *rest)
+
+    monkeypatch.setattr(Shelf, "write", refuse)
+    while group := s.take():
+        s.save(group[0], 1)
+        s.done(group)
+    assert s.ends().failed == {bad.spec.id: "its loss is negative"} and len(s.ends().trained) == 5
+    assert not list(s.checkpoints.folder.iterdir()) and not list(s.work.leases.folder.iterdir())
 
 
 def test_what_would_not_end_in_time_is_begun_last(scene, monkeypatch):

@@ -104,6 +104,24 @@ def made(claim: str, sign: int, n: int = 5) -> list[pd.DataFrame]:
         case "C18":
             return [table(need, n, 0.005, ks_before=by({}, 0.1 - 0.05 * sign), ks_after=by({}, 0.1 + 0.02 * sign),
                           ks_rho=by({}, 0.5 * sign)) for need in needs]
+        case "C20":
+            flat = rising(e.IN_TRAINING, -sign)
+            return tables(0.02, log_instability=rising(e.IN_TRAINING, 1), log_curvature=flat, log_trace=flat,
+                          log_takeuchi=by({}), rise_mean=flat, rise_worst=flat)
+        case "C21":
+            return tables(0.01, accuracy=by({e.PRUNE_L: 2, e.RESTORED: 2 if sign == 1 else 0.5 * sign + 0.5}))
+        case "C22":
+            rates = (4, 20, 40, 60, 100, 200, 300)
+            place = lambda label: rates.index(int(label.partition("r=")[2]))  # noqa: E731
+            return tables(0.02 if sign else 0.5, log_instability=place,
+                          accuracy=lambda label: sign * (place(label) if place(label) < 5 else 0))
+        case "C23":
+            # in one of the networks the smaller rate is the less stable one
+            unstable = {name: ("r=60" if name != "ResNet56" else "r=30") for name in e.BY_SGD}
+            return tables(log_instability=lambda label: 5 * label.endswith(unstable[label.split()[0]]),
+                          accuracy=lambda label: sign * label.endswith(unstable[label.split()[0]]))
+        case "C24":
+            return tables(accuracy=by({"S r=40": 2 * abs(sign), "scratch": -sign}))
     raise KeyError(claim)
 
 
@@ -116,15 +134,15 @@ def test_verdict_known_by_construction(claim, sign):
     expected = {1: SUPPORTED, -1: CONTRADICTED, 0: INCONCLUSIVE}[sign]
     if claim == "C4" and sign:
         expected = SUPPORTED  # any difference supports it, none contradicts it
-    if claim in ("C12", "C14") and sign == 0:
+    if claim in ("C12", "C14", "C21") and sign == 0:
         expected = CONTRADICTED  # half-way between the two is outside a quarter of their distance
     found = BY_ID[claim].evaluate(*made(claim, sign))
     assert found.verdict == found.part.verdict == expected, found.note
     assert (found.p < 0.05) == (expected != INCONCLUSIVE)
     part = found.part
     assert not part.found.low >= part.found.high
-    # signed so that the claim says "above zero"; C15 is contradicted by a test of its own
-    if claim not in ("C4", "C15") and expected != INCONCLUSIVE:
+    # signed so that the claim says "above zero"; C15 and C24 are contradicted by a test of their own
+    if claim not in ("C4", "C15", "C24") and expected != INCONCLUSIVE:
         assert (part.found.low > 0) == (expected == SUPPORTED) and (part.found.high < 0) == (expected == CONTRADICTED)
     assert "nan" not in found.note
 
@@ -145,6 +163,19 @@ def test_the_slope_of_a_claim_is_computed_within_seeds():
     assert "pooled Pearson's r = 0.0" in other.note or "pooled Pearson's r = -0.0" in other.note
     expected = [stats.linregress(seeds["log_instability"].loc[s], seeds["accuracy"].loc[s]).slope for s in seeds.index]
     assert one.part.found.value == pytest.approx(np.mean(expected))
+
+
+def test_c20_is_the_turned_slope_of_curvature_and_of_trace_within_each_seed():
+    (seeds,) = made("C20", 1)
+    seeds["log_trace"] = 2 * seeds["log_trace"]
+    found = BY_ID["C20"].evaluate(seeds)
+    curvature, trace = (-np.mean([stats.linregress(seeds["log_instability"].loc[s], seeds[name].loc[s]).slope
+                                  for s in seeds.index]) for name in ("log_curvature", "log_trace"))
+    assert found.part.found.value in (pytest.approx(curvature), pytest.approx(trace)) and trace > 1.9 * curvature
+    assert f"curvature over that at a tenfold instability: {10**curvature:.2f}" in found.note
+    assert f": {10**trace:.2f}" in found.note
+    seeds["log_trace"] = -seeds["log_trace"]
+    assert BY_ID["C20"].evaluate(seeds).verdict == CONTRADICTED, "flat by one measure and sharp by the other is not flat"
 
 
 def test_c5_and_c6_are_told_without_d10_and_with_the_accuracy_beside():
@@ -173,7 +204,7 @@ def test_c1_in_general_has_a_point_a_configuration():
 
 
 def test_the_claims_name_experiments_configurations_and_measures_that_exist():
-    assert IDS == ["C1", "C1g", *(f"C{k}" for k in range(2, 20))]
+    assert IDS == ["C1", "C1g", *(f"C{k}" for k in range(2, 25))]
     profile = experiments.profile("quarter")
     data = experiments.data_spec(profile, "cifar10", "f" * 64)
     for claim in CLAIMS:

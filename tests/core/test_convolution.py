@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from gstlib.convolution import Conv2d
+from gstlib.convolution import Conv2d, MaxPool2d
 
 
 def pair(channels=5, out=4, bias=True, **settings) -> tuple[nn.Module, nn.Module]:
@@ -130,3 +130,17 @@ def test_autocast_computes_in_bfloat16(bias):
     assert ours.weight.grad.dtype == torch.float32
     expected.float().sum().backward()
     torch.testing.assert_close(ours.weight.grad, theirs.weight.grad, rtol=0.02, atol=0.05)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 8, 8), (2, 4, 2, 2), (2, 3, 7, 8), (1, 1, 6, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_pooling_is_torch_s_to_the_last_bit_and_in_its_layout(shape, dtype, layout):
+    x = torch.randn(shape).to(dtype).contiguous(memory_format=layout)
+    x[0, 0, 0, 0], x[-1, -1, -1, -1] = float("nan"), float("inf")
+    for arguments in ((2,), (2, 1), (3, 2, 1)):
+        expected = nn.MaxPool2d(*arguments)(x)
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad):
+                y = MaxPool2d(*arguments)(x)
+            assert torch.equal(y.nan_to_num(9), expected.nan_to_num(9)) and y.stride() == expected.stride()

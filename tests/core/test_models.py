@@ -2,9 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from gstlib import masking, models
+from gstlib import models
 from gstlib.errors import InputError
 from gstlib.spec import MODELS
+from gstlib.surroundings import Surroundings
 
 
 def count(model: nn.Module) -> int:
@@ -13,6 +14,7 @@ def count(model: nn.Module) -> int:
 
 @pytest.mark.parametrize(("name", "parameters"), [
     ("conv4", 1_250_858), ("vgg11", 9_231_114), ("resnet18", 11_173_962), ("vgg19", 20_040_522),
+    ("resnet20", 269_722), ("resnet56", 853_018),
 ])
 def test_published_parameter_counts(name, parameters):
     assert count(models.build(name)) == parameters
@@ -47,7 +49,7 @@ def test_number_of_classes(name, classes):
 @pytest.mark.parametrize("width", [1 / 2, 1 / 8])
 def test_width_scales_every_layer_but_the_last(name, width):
     full, scaled = models.build(name), models.build(name, width=width)
-    for layer in [*masking.trace(full)][:-1]:
+    for layer in Surroundings(full).layers[:-1]:
         assert scaled.get_submodule(layer).weight.shape[0] == full.get_submodule(layer).weight.shape[0] * width
     assert scaled(torch.randn(2, 3, 32, 32)).shape == (2, 10)
 
@@ -74,6 +76,27 @@ def test_resnet18_projects_where_shapes_change():
     assert projected == ["stage2.0", "stage3.0", "stage4.0"]
 
 
+@pytest.mark.parametrize(("name", "depth"), [("resnet20", 20), ("resnet56", 56)])
+def test_narrow_resnets_have_three_stages_and_shortcuts_without_parameters(name, depth):
+    model = models.build(name)
+    assert sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in model.modules()) == depth
+    shapes = []
+    for stage in (model.stage1, model.stage2, model.stage3, model.pool):
+        stage.register_forward_hook(lambda _m, _x, y: shapes.append(tuple(y.shape[1:])))
+    model(torch.randn(1, 3, 32, 32))
+    assert shapes == [(16, 32, 32), (32, 16, 16), (64, 8, 8), (64, 1, 1)]
+    assert not [parameter for name, parameter in model.named_parameters() if "shortcut" in name]
+
+
+@pytest.mark.parametrize(("channels", "out"), [(16, 32), (3, 6), (2, 7)])
+def test_option_a_keeps_every_other_pixel_and_adds_channels_of_zeros(channels, out):
+    x = torch.randn(2, channels, 6, 6)
+    y = models.Padding(channels, out, 2)(x)
+    left = (out - channels) // 2
+    assert y.shape == (2, out, 3, 3) and torch.equal(y[:, left:left + channels], x[:, :, [0, 2, 4]][..., [0, 2, 4]])
+    assert y.abs().sum() == pytest.approx(float(y[:, left:left + channels].abs().sum()))
+
+
 @pytest.mark.parametrize("name", ["vgg11", "vgg19"])
 def test_vggs_are_initialised_as_published(name):
     """He-normal with fan-out for convolutions, N(0, .01) for the linear layer, no bias anywhere, plain normalisation."""
@@ -89,7 +112,7 @@ def test_vggs_are_initialised_as_published(name):
     assert float(model.conv8.weight.std() / nn.Conv2d(*model.conv8.weight.shape[1::-1], 3).weight.std()) == pytest.approx(2.45, rel=0.02)
 
 
-@pytest.mark.parametrize("name", ["conv4", "resnet18"])
+@pytest.mark.parametrize("name", ["conv4", "resnet18", "resnet20"])
 def test_other_networks_are_initialised_as_torch_does(name):
     for module in models.build(name, width=1 / 2).modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -114,3 +137,23 @@ def test_initialisation_follows_torch_s_generator(name):
 def test_build_refuses(arguments):
     with pytest.raises(InputError):
         models.build(**arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_pooling_before_relu_changes_no_bit_also_where_pixels_tie(dtype, layout):
+    for x in (torch.randint(-3, 3, (4, 8, 6, 6)), torch.randn(4, 8, 6, 6)):
+        x, slope, found = x.to(dtype).contiguous(memory_format=layout), torch.randn(4, 8, 3, 3, dtype=dtype), []
+        for order in ([nn.ReLU(), nn.MaxPool2d(2)], [nn.MaxPool2d(2), nn.ReLU()]):
+            pixels = x.clone().requires_grad_()
+            y = nn.Sequential(*order)(pixels)
+            y.backward(slope)
+            found.append((y.detach(), pixels.grad))
+        assert all(torch.equal(one, other) for one, other in zip(*found))
+
+
+def test_maps_are_pooled_before_relu_and_names_stay():
+    names = [name for name, _ in models.build("vgg11", width=1 / 16).named_children()]
+    assert names[:8] == ["conv1", "bn1", "pool1", "relu1", "conv2", "bn2", "pool2", "relu2"]
+    assert names[8:11] == ["conv3", "bn3", "relu3"]
+    assert list(models.build("conv4", width=1 / 16)._modules)[2:5] == ["conv2", "pool1", "relu2"]

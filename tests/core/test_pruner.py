@@ -14,6 +14,7 @@ from gstlib.errors import InputError
 from gstlib.models import BasicBlock
 from gstlib.pruner import Pruner
 from gstlib.pruning import Schedule
+from gstlib.surroundings import Surroundings
 
 ONCE = Schedule((0, 0), (0, 0), (0.5, 0.5), 1)
 
@@ -54,6 +55,16 @@ def gone(layer) -> list[int]:
     return (~layer.present).nonzero().flatten().tolist()
 
 
+def lost(layer) -> torch.Tensor:
+    """What is 0 in the layer's weight or outputs, one entry a unit."""
+    module, weight = layer.module, layer.module.weight.detach()
+    if layer.structure == "weight":
+        return module.weight_in_force(weight) == 0
+    x = torch.randn(4, module.in_channels, 8, 8) if weight.dim() == 4 else torch.randn(4, weight.shape[1])
+    with torch.no_grad():
+        return module(x).transpose(0, 1).flatten(1).abs().amax(1) == 0
+
+
 def test_the_package_offers_its_two_names():
     assert gstlib.Pruner is Pruner and gstlib.Schedule is Schedule
     with pytest.raises(AttributeError, match="Prunner"):
@@ -77,9 +88,7 @@ def test_counts_are_exact_at_every_event(structure, score, target):
         expected = schedule.removed(sizes, n)
         assert [int((~layer.present).sum()) for layer in pruner.layers] == expected
         for layer in pruner.layers:
-            weight = layer.module.weight.detach()
-            lost = weight.abs().flatten(1).amax(1) == 0 if structure == "filter" else weight == 0
-            assert torch.equal(lost, ~layer.present)
+            assert torch.equal(lost(layer), ~layer.present)
     assert [(row["epoch"], row["layer"]) for row in rows] == [
         (0, "conv1"), (1, "conv2"), (3, "conv1"), (4, "conv2"), (6, "conv1"), (7, "conv2")]
     for layer, size, total in (("conv1", sizes[0], (6, 162)), ("conv2", sizes[1], (3, 266))):
@@ -141,7 +150,7 @@ def test_nothing_is_evaluated_between_events():
         raise AssertionError("evaluated")
 
     pruner = Pruner(small_net(), Schedule(5, 5, 0.5, 1), ["conv2"])
-    assert all(pruner.epoch(n, never) == [] for n in (0, 1, 4, 6))
+    assert all(pruner.epoch(n, never) == [] for n in (0, 1, 4))
 
 
 def test_an_event_that_takes_nothing_reports_so():
@@ -283,7 +292,7 @@ def test_a_refused_network_is_left_as_it_was(change, message):
 
 
 def test_networks_that_cannot_be_pruned_are_refused():
-    with pytest.raises(InputError, match="outermost"):
+    with pytest.raises(InputError, match="head"):
         Pruner(Sums(), Schedule(0, 0, 0.5, 1), score="l2")
     with pytest.raises(InputError, match="no batch normalisation"):
         Pruner(models.build("conv4", width=1 / 16), ONCE)
@@ -325,7 +334,7 @@ def test_torchvision_s_networks_can_be_pruned(name, blocks, structure, score):
     optimiser = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-3)
     schedule = Schedule((0,) * 5, (1,) * 5, (0.25, 0.5, 0.5, 0.5, 0.25), 1)
     # two million weights a layer sort slowly; the first stage's are as good
-    layers = list(gstlib.pruner.masking.trace(model))[1:6] if (name, structure) == ("resnet18", "weight") else None
+    layers = Surroundings(model).layers[1:6] if (name, structure) == ("resnet18", "weight") else None
     pruner = Pruner(model, schedule, layers, score=score, structure=structure, target="S")
     assert layers or set(blocks) < {layer.name for layer in pruner.layers}
     for n in range(2):
@@ -335,15 +344,13 @@ def test_torchvision_s_networks_can_be_pruned(name, blocks, structure, score):
             [layer.size for layer in pruner.layers], n)
     train(model, optimiser, 1, pruner, side=32, seed=9)
     for layer in pruner.layers:
-        weight = layer.module.weight.detach()
-        lost = weight == 0 if structure == "weight" else weight.abs().flatten(1).amax(1) == 0
-        assert torch.equal(lost, ~layer.present)
+        assert torch.equal(lost(layer), ~layer.present)
     if structure == "filter":
         norms = {id(m): path for path, m in model.named_modules()}
         for layer in pruner.layers:
             for training in (True, False):
                 model.train(training)
-                zero = zero_channels(model, norms[id(layer.batch_norm)], side=32)
+                zero = zero_channels(model, norms[id(layer.batch_norms[0])], side=32)
                 assert set(gone(layer)) <= set(zero) and len(zero) < layer.units
                 if layer.name in blocks:
                     assert set(gone(layer)) <= set(zero_channels(model, blocks[layer.name], side=32))
@@ -373,7 +380,8 @@ def test_state_dict_round_trip(structure):
     again.load_state_dict(model.state_dict())
     x = torch.randn(4, 3, 8, 8)
     assert torch.equal(again.eval()(x), model.eval()(x))
-    assert torch.equal(again.conv2.weight == 0, model.conv2.weight == 0) and (again.conv2.weight == 0).any()
+    name = "removed_units" if structure == "filter" else "removed_weights"
+    assert torch.equal(getattr(again.conv2, name), getattr(model.conv2, name)) and getattr(again.conv2, name).any()
 
 
 def test_a_pruned_network_can_be_copied():
@@ -384,7 +392,7 @@ def test_a_pruned_network_can_be_copied():
     expected = model.eval()(x)
     assert torch.equal(twin(x), expected)
     with torch.no_grad():
-        model[1].unit_mask.zero_()
+        model[1].silent_units.fill_(1)
     assert torch.equal(twin(x), expected) and not torch.equal(model(x), expected)
 
 
@@ -433,3 +441,129 @@ def test_parameters_removed_adds_the_layers_up():
     assert pruner.parameters_removed() == 0
     pruner.epoch(0, lambda: 0.0)
     assert pruner.parameters_removed() == 4 * (27 + 3) + 5 * (72 + 3)
+
+
+def plain_pair() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 10, 3), nn.BatchNorm2d(10), nn.Flatten(), nn.Linear(360, 2))
+
+
+def test_a_second_pruner_on_a_layer_takes_of_what_is_left():
+    model = plain_pair()
+    Pruner(model, Schedule(0, 0, 0.5, 1), ["0"], score="l2").epoch(0, lambda: 0.5)
+    second = Pruner(model, Schedule(0, 1, 0.4, 1), ["0"], score="l2")
+    rows = [row for n in range(2) for row in second.epoch(n, lambda: 0.5)]
+    assert [(row["removed"], row["removed_total"]) for row in rows] == [(2, 7), (2, 9)]
+    assert len(zero_channels(model[:2].eval(), "1")) == 9
+    before = set(model.state_dict())
+    with pytest.raises(InputError, match="takes 2 of layer '0'.*only 1 are left"):
+        Pruner(model, Schedule(0, 0, 0.2, 1), ["0"])
+    assert set(model.state_dict()) == before and len(zero_channels(model[:2], "1")) == 9
+
+
+def test_missed_events_are_made_up_for_and_an_epoch_told_twice_takes_nothing():
+    pruner = Pruner(plain_pair(), Schedule(0, 4, 0.5, 1), ["0"])
+    told = [(n, [(row["removed"], row["removed_total"]) for row in pruner.epoch(n, lambda: 0.5)])
+            for n in (0, 0, 3, 2, 3, 4, 9)]
+    assert told == [(0, [(1, 1)]), (0, []), (3, [(3, 4)]), (2, []), (3, []), (4, [(1, 5)]), (9, [])]
+
+
+@pytest.mark.parametrize("effect", ["remove", "zero", "gaussian", "gaussian-transient", "remove-weights"])
+@pytest.mark.parametrize("answer", [KeyError, None, "0.5", torch.zeros(2)])
+def test_an_evaluation_that_fails_leaves_all_as_it_was(effect, answer):
+    model = small_net()
+    batches = 0 if effect.startswith("remove") else 2
+    pruner = Pruner(model, ONCE, ["conv1", "conv2"], score="l2", target="R", effect=effect, batches=batches)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    answers = iter([0.5, 0.5, answer])
+
+    def evaluate():
+        value = next(answers)
+        if value is KeyError:
+            raise KeyError
+        return value
+
+    with pytest.raises(KeyError if answer is KeyError else InputError):
+        pruner.epoch(0, evaluate)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items()) and not pruner.effect.active
+    again = Pruner(copy.deepcopy(model), ONCE, ["conv1", "conv2"], score="l2", target="R", effect=effect, batches=batches)
+    assert repr(pruner.epoch(0, lambda: 0.5)) == repr(again.epoch(0, lambda: 0.5))
+
+
+def test_a_resume_from_the_network_s_state_alone_goes_on_where_it_was():
+    schedule = Schedule(0, 4, 0.5, 1)
+    model, again = plain_pair(), plain_pair()
+    first = Pruner(model, schedule, ["0"])
+    for n in range(3):
+        first.epoch(n, lambda: 0.5)
+    second = Pruner(again, schedule, ["0"])
+    again.load_state_dict(model.state_dict())
+    assert gone(second.layers[0]) == gone(first.layers[0])
+    rows = [row for n in (3, 4) for row in second.epoch(n, lambda: 0.5)]
+    assert [row["removed_total"] for row in rows] == [4, 5]
+
+
+def test_a_resume_in_the_midst_of_an_effect_needs_the_pruner_s_state_too():
+    how = {"layers": ["0"], "score": "l2", "effect": "zero", "batches": 5}
+    model, again = plain_pair(), plain_pair()
+    first, second = Pruner(model, Schedule(0, 4, 0.5, 1), **how), Pruner(again, Schedule(0, 4, 0.5, 1), **how)
+    first.epoch(0, lambda: 0.5)
+    again.load_state_dict(model.state_dict())
+    with pytest.raises(InputError, match="load its state"):
+        second.epoch(1, lambda: 0.5)
+    second.load_state_dict(first.state_dict())
+    second.epoch(1, lambda: 0.5)
+
+
+def finished(model: nn.Module, build, x: torch.Tensor, pruner: Pruner) -> nn.Module:
+    """The plain network, held to its outputs before and to loading strictly into a fresh one."""
+    before = model.eval()(x)
+    plain, fresh = pruner.finish(), build().eval()
+    fresh.load_state_dict(plain.state_dict())
+    assert plain is model and [type(m) for m in plain.modules()] == [type(m) for m in fresh.modules()]
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in plain.modules())
+    torch.testing.assert_close(fresh(x), before)
+    with pytest.raises(InputError, match="finished"):
+        pruner.epoch(99, lambda: 0.5)
+    return fresh
+
+
+@pytest.mark.parametrize(("name", "layers"), [("vgg11", ["conv7", "conv8"]), ("conv4", ["conv4", "fc1"]),
+                                              ("resnet18", ["stage4.0.conv2", "stage4.1.conv2"])])
+@pytest.mark.parametrize("structure", ["filter", "weight"])
+def test_the_paper_s_networks_end_as_plain_ones(name, layers, structure):
+    model, x = models.build(name, width=1 / 16), torch.randn(4, 3, 32, 32)
+    model(x)
+    pruner = Pruner(model, ONCE, layers, score="l2" if structure == "filter" else "ebn", structure=structure)
+    pruner.epoch(0, lambda: 0.0)
+    lost = pruner.parameters_removed()
+    fresh = finished(model, lambda: models.build(name, width=1 / 16), x, pruner)
+    zeros = sum(int((p == 0).sum()) for layer in layers for p in fresh.get_submodule(layer).parameters())
+    assert zeros >= (lost if structure == "weight" or name == "conv4" else lost // 2) > 0
+
+
+def test_behind_an_identity_shortcut_that_goes_on_no_network_is_plain():
+    x = torch.randn(4, 3, 8, 8)
+    stem = nn.Sequential(OrderedDict(stem=nn.Conv2d(3, 8, 1), one=BasicBlock(8, 8, 1), two=BasicBlock(8, 8, 1),
+                                     pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(8, 3)))
+    pruner = Pruner(stem, Schedule(0, 0, 0.5, 1), ["one.conv2"])
+    pruner.epoch(0, lambda: 0.0)
+    state, before = {name: value.clone() for name, value in stem.state_dict().items()}, stem.eval()(x)
+    with pytest.raises(InputError, match="'one.conv2'.*goes on into another"):
+        pruner.finish()
+    assert torch.equal(stem(x), before) and all(torch.equal(state[k], v) for k, v in stem.state_dict().items())
+
+
+@pytest.mark.parametrize("done", [0, 1, 9])
+@pytest.mark.parametrize("effect", ["zero", "zero-restore", "gaussian", "gaussian-transient"])
+def test_temporary_effects_end_with_a_plain_network_too(effect, done):
+    model, x = small_net(), torch.randn(4, 3, 8, 8)
+    whole = {name: value.clone() for name, value in model.state_dict().items()}
+    pruner = Pruner(model, ONCE, ["conv1", "conv2"], score="l2", effect=effect, batches=3)
+    pruner.epoch(0, lambda: 0.0)
+    for _ in range(done):
+        pruner.batch()
+    plain = pruner.finish()
+    assert plain.state_dict().keys() == whole.keys()
+    if effect in ("zero-restore", "gaussian-transient"):
+        assert all(torch.equal(whole[name], value) for name, value in plain.state_dict().items())
+    assert torch.isfinite(plain(x)).all()

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -113,6 +114,26 @@ def test_schedule_refuses(fields):
         Schedule(**{"start": 2, "end": 9, "fraction": 0.5, "retrain": 1, **fields})
 
 
+@pytest.mark.parametrize("numbers", [
+    (np.array([0, 1]), np.array([4, 4]), np.array([0.5, 0.25]), 2), ([0.0, 1.0], (4, 4.0), [0.5, 0.25], 2.0),
+    (range(2), torch.tensor([4, 4]), torch.tensor([0.5, 0.25]), np.int64(2)),
+])
+def test_schedules_take_whole_numbers_of_every_kind(numbers):
+    schedule = Schedule(*numbers)
+    assert schedule == Schedule((0, 1), (4, 4), (0.5, 0.25), 2)
+    assert {type(n) for n in (*schedule.start, *schedule.end, schedule.retrain)} == {int}
+    assert Schedule(np.int64(0), np.array(4), np.float64(0.5), 1.0) == Schedule(0, 4, 0.5, 1)
+
+
+@pytest.mark.parametrize("numbers", [
+    (0, 10, 0.5, 2.5), (0.5, 10, 0.5, 1), (0, float("inf"), 0.5, 1), (True, 10, 0.5, 1), (0, 1, True, 1), (0, 1, "0.5", 1),
+    ("0", "1", 0.5, 1), (None, 1, 0.5, 1), ([[0]], [1], [0.5], 1), (0, 1, 0.5, np.nan), (0, 1, 0.5, None), (0, 1, 0.5, [1]),
+])
+def test_schedules_refuse_what_is_no_number_of_the_kind(numbers):
+    with pytest.raises(InputError, match="must be a (whole )?number"):
+        Schedule(*numbers)
+
+
 def test_removed_refuses_another_number_of_layers():
     with pytest.raises(InputError, match="2 layers, but 1 sizes"):
         Schedule((0, 0), (1, 1), (0.5, 0.5), 1).removed([8], 0)
@@ -131,11 +152,11 @@ def test_share_of_the_network_that_is_removed(model, settings, shortcut, percent
     for epoch in (e for e in range(325) if schedule.is_event(e)):
         pruner.epoch(epoch, lambda: 0.0)
     sizes = [layer.parameter[0].numel() for layer in pruner.layers]
-    removed = sum(int((layer.weight_mask == 0).sum()) for layer in pruner.layers)
+    removed = sum(layer.gone * layer.parameter[0].numel() for layer in pruner.layers)
     if shortcut:
         block = net.get_submodule("stage4.0")
         row = block.shortcut.conv.weight[0].numel()
-        removed += int((block.unit_mask == 0).sum()) * row
+        removed += int((block.silent_units > 0).sum()) * row
         sizes[1] += row
     # the printed shares are p times the layer; what goes is less by the part of a filter that floor(512 p) drops
     printed = sum(512 * p * size for p, size in zip(settings["fraction"], sizes))
@@ -151,9 +172,9 @@ def test_conv4_loses_a_tenth_of_its_largest_layer(structure):
                     structure=structure, target="D3")
     for epoch in (4, 52):
         pruner.epoch(epoch, lambda: 0.0)
-    mask = pruner.layers[0].weight_mask
-    assert int((mask == 0).sum()) == (51 * 2304 if structure == "filter" else 117_964)
-    assert mask.numel() > 0.9 * 1_250_858
+    biases = 51 if structure == "filter" else 0
+    assert pruner.parameters_removed() == (51 * 2304 if structure == "filter" else 117_964) + biases
+    assert net.fc1.weight.numel() > 0.9 * 1_250_858
 
 
 def expected_choice(values: list[float], present: list[bool], k: int, target: str) -> set[int]:

@@ -1,13 +1,19 @@
 import dataclasses
+import gzip
+import hashlib
 import io
 import os
+import pickle
 import shutil
+import struct
 import tarfile
 import zlib
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
+import scipy.io
 import torch
 from PIL import Image
 
@@ -236,12 +242,107 @@ def test_the_folder_by_name_is_under_the_data_home(tree, cache, monkeypatch):
     assert len(data.load("cifar10-folder").train_y) == 6
 
 
-def test_cifar10_that_is_not_there_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setenv("GSTLIB_DATA", str(tmp_path))
-    with pytest.raises(InputError, match="CIFAR-10 is not under"):
-        data.load("cifar10", download=False)
-    (tmp_path / "cifar-10-batches-py").mkdir()
-    with pytest.raises(InputError, match="CIFAR-10 is not under"):
+def idx(array: np.ndarray) -> bytes:
+    """An array of bytes in the format of Fashion-MNIST's files, unpacked."""
+    return bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape) + array.tobytes()
+
+
+PIXELS = {part: np.random.default_rng(seed).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+          for seed, part in enumerate(("train", "test"))}
+LABELS = np.arange(40) % 10  # 40 images a part, as many of each class
+
+
+def publish(kind: str, home: Path, patch) -> list[Path]:
+    """A small set in the published format, whose checksums torchvision then takes for the published ones; its files."""
+    from torchvision import datasets
+
+    md5, files = lambda content: hashlib.md5(content).hexdigest(), {}
+    if kind.startswith("cifar"):
+        cifar = getattr(datasets, kind.upper())
+        label, names = ("labels", "label_names") if kind == "cifar10" else ("fine_labels", "fine_label_names")
+        for part, listed in (("train", "train_list"), ("test", "test_list")):
+            rows = {"data": PIXELS[part].transpose(0, 3, 1, 2).reshape(40, -1), label: LABELS.tolist()}
+            files[f"{cifar.base_folder}/{part}"] = pickle.dumps(rows)
+            patch.setattr(cifar, listed, [[part, md5(pickle.dumps(rows))]])
+        files[f"{cifar.base_folder}/meta"] = pickle.dumps({names: [f"class {n}" for n in range(10)]})
+        patch.setattr(cifar, "meta", {"filename": "meta", "key": names, "md5": md5(files[f"{cifar.base_folder}/meta"])})
+    elif kind == "svhn":
+        for part in ("train", "test"):
+            place = io.BytesIO()
+            numbers = np.where(LABELS == 0, 10, LABELS)[:, None]
+            scipy.io.savemat(place, {"X": PIXELS[part].transpose(1, 2, 3, 0), "y": numbers})
+            files[f"{part}_32x32.mat"] = place.getvalue()
+            patch.setitem(datasets.SVHN.split_list, part, ["http://nowhere", f"{part}_32x32.mat", md5(place.getvalue())])
+    else:
+        for part, name in (("train", "train"), ("test", "t10k")):
+            for what, array in (("images-idx3", PIXELS[part][:, :28, :28, 0]), ("labels-idx1", LABELS.astype(np.uint8))):
+                files[f"FashionMNIST/raw/{name}-{what}-ubyte.gz"] = gzip.compress(idx(array))
+        patch.setattr(datasets.FashionMNIST, "resources", [(Path(f).name, md5(c)) for f, c in files.items()])
+    for name, content in files.items():
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_bytes(content)
+    return [home / name for name in files]
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    def fetch(url, *_, **__):
+        raise URLError("no network here")
+
+    monkeypatch.setattr("urllib.request.urlopen", fetch)
+
+
+PUBLISHED = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN", "fashion-mnist": "Fashion-MNIST"}
+
+
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_a_published_set_is_read_as_published(kind, tmp_path, cache, monkeypatch, offline):
+    monkeypatch.setenv("GSTLIB_DATA", str(tmp_path / "home"))
+    publish(kind, tmp_path / "home", monkeypatch)
+    for images in (data.load(kind), data.load(tmp_path / "home")):
+        assert (images.name, images.title, images.classes) == (kind, PUBLISHED[kind], 10)
+        assert images.train_y.tolist() == images.test_y.tolist() == LABELS.tolist()
+        for x, part in ((images.train_x, "train"), (images.test_x, "test")):
+            expected = PIXELS[part].transpose(0, 3, 1, 2)
+            if kind == "fashion-mnist":
+                grey, expected = expected[:, :1, :28, :28], np.zeros_like(expected)
+                expected[:, :, 2:30, 2:30] = grey
+            assert x.dtype == torch.uint8 and np.array_equal(x, expected)
+    assert data.identify(kind) == images.known
+
+
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_a_published_set_that_is_damaged_or_missing_is_said_to_be_that(kind, tmp_path, cache, monkeypatch, offline):
+    monkeypatch.setenv("GSTLIB_DATA", str(tmp_path / "home"))
+    places = publish(kind, tmp_path / "home", monkeypatch)
+    data.load(kind)
+    content = places[0].read_bytes()
+    places[0].write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    for spoilt in (f"damaged: [^,]*{places[0].name};", "not there"):
+        for source in (kind, tmp_path / "home"):
+            said = f"{PUBLISHED[kind]} under {tmp_path}/home is {spoilt}.*put .*, as published, there"
+            with pytest.raises(InputError, match=said) as caught:
+                data.load(source)
+            assert "\n" not in str(caught.value)
+            assert data.recall(source) is None
+        places[0].unlink(missing_ok=True)
+
+
+def test_the_archive_of_cifar_is_enough_without_a_network(tmp_path, cache, monkeypatch, offline):
+    from torchvision.datasets import CIFAR10
+
+    publish("cifar10", tmp_path, monkeypatch)
+    with tarfile.open(tmp_path / CIFAR10.filename, "w:gz") as archive:
+        archive.add(tmp_path / CIFAR10.base_folder, CIFAR10.base_folder)
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5((tmp_path / CIFAR10.filename).read_bytes()).hexdigest())
+    shutil.rmtree(tmp_path / CIFAR10.base_folder)
+    assert data.load(tmp_path).train_y.tolist() == LABELS.tolist()
+
+
+def test_a_folder_with_several_published_sets_is_not_guessed_at(tmp_path, monkeypatch):
+    publish("svhn", tmp_path, monkeypatch)
+    publish("cifar100", tmp_path, monkeypatch)
+    with pytest.raises(InputError, match="several sets.*cifar100, svhn"):
         data.load(tmp_path)
 
 
@@ -421,7 +522,8 @@ RAMP = np.linspace(0, 65535, 1024).reshape(32, 32)
 
 
 @pytest.mark.parametrize(("ending", "pixels"), [("png", RAMP.astype(np.uint16)), ("tiff", RAMP.astype(np.uint16)),
-                                                ("tiff", RAMP.astype(np.int32)), ("png", (RAMP / 256).astype(np.uint8))])
+                                                ("tiff", RAMP.astype(">u2")), ("png", (RAMP / 256).astype(np.uint8)),
+                                                ("ppm", RAMP.astype(np.uint16))])
 def test_images_of_more_than_eight_bits_keep_their_grey_levels(tree, cache, ending, pixels):
     (tree / "train" / "ant" / "0.png").unlink()
     Image.fromarray(pixels).save(tree / "train" / "ant" / f"0.{ending}")
@@ -440,15 +542,178 @@ def test_an_image_is_turned_as_its_camera_says(tree, cache):
     assert (int(x[4, 4]), int(x[28, 28])) == (0, 255)
 
 
-def test_what_cannot_be_converted_rightly_is_refused_by_name(tree, cache):
-    shape = np.full((32, 32, 4), 255, np.uint8)
-    shape[..., 3] = (RAMP / 256).astype(np.uint8)
-    for pixels, ending, why in ((shape, "png", "transparent"), ((RAMP / 65535).astype(np.float32), "tiff", "type F")):
-        place = tree / "train" / "ant" / f"5.{ending}"
-        Image.fromarray(pixels).save(place)
-        with pytest.raises(InputError, match=f"train/ant/5.{ending}.*{why}"):
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(("ending", "kind"), [("png", np.uint8), ("webp", np.uint8), ("tiff", np.uint8), ("png", np.uint16)])
+def test_every_orientation_is_followed_in_every_format(tmp_path, orientation, ending, kind):
+    """The white corner of the first row and column goes where the tag says that row and column are."""
+    stored = np.zeros((32, 32), kind)
+    stored[:8, :8] = np.iinfo(kind).max
+    image, tag = Image.fromarray(stored), Image.Exif()
+    tag[0x112] = orientation
+    image.save(tmp_path / f"a.{ending}", exif=tag)
+    x = sources._decode(tmp_path / f"a.{ending}", Path("a"))[0]
+    corners = [[int(x[row, column]) > 200 for column in (4, 28)] for row in (4, 28)]
+    first = {1: (0, 0), 2: (0, 1), 3: (1, 1), 4: (1, 0), 5: (0, 0), 6: (0, 1), 7: (1, 1), 8: (1, 0)}[orientation]
+    assert corners == [[(row, column) == first for column in (0, 1)] for row in (0, 1)]
+
+
+def png(depth: int, colour: int, rows, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG of 32x32 pixels, whose rows are given as bytes."""
+    head = (b"IHDR", struct.pack(">IIBBBBB", 32, 32, depth, colour, 0, 0, 0))
+    body = (b"IDAT", zlib.compress(b"".join(b"\0" + bytes(row) for row in rows)))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(content)) + name + content
+                                          + struct.pack(">I", zlib.crc32(name + content))
+                                          for name, content in (head, *chunks, body, (b"IEND", b"")))
+
+
+def tiff(bits: int, kind: int, pixels: np.ndarray, photometric: int = 1) -> bytes:
+    """A grey TIFF of 32x32 pixels; kind: 1 unsigned, 2 signed, 3 floating."""
+    entries = {256: 32, 257: 32, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 32, 279: pixels.nbytes, 339: kind}
+    return (b"II*\0" + struct.pack("<I", 8 + pixels.nbytes) + pixels.tobytes() + struct.pack("<H", len(entries))
+            + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items()) + bytes(4))
+
+
+def frames(ending: str, **options) -> bytes:
+    place = io.BytesIO()
+    Image.fromarray(picture(0)).save(place, ending, save_all=True, append_images=[Image.fromarray(picture(1))], **options)
+    return place.getvalue()
+
+
+GREY = (RAMP / 256).astype(np.uint8)
+PALETTE = (b"PLTE", bytes(np.arange(256, dtype=np.uint8).repeat(3)))
+ROWS16 = [row.tobytes() for row in RAMP.astype(">u2")]
+FOURTHS = [bytes([0b00011011] * 8)] * 32
+REFUSED = {
+    "a shape in alpha alone": (png(8, 4, [np.stack([row * 0, row], 1).tobytes() for row in GREY]), "transparent pixels"),
+    "a palette with a colour that is transparent": (
+        png(8, 3, GREY, PALETTE, (b"tRNS", bytes([255] * 100 + [0]))), "transparent pixels"),
+    "a transparent grey": (png(8, 0, GREY, (b"tRNS", struct.pack(">H", 77))), "colours is transparent"),
+    "a transparent grey of 16 bits": (png(16, 0, ROWS16, (b"tRNS", struct.pack(">H", int(RAMP[3, 3])))), "is transparent"),
+    "a transparent grey of 2 bits": (png(2, 0, FOURTHS, (b"tRNS", struct.pack(">H", 3))), "is transparent"),
+    "fractions": (tiff(32, 3, (RAMP / 65535).astype(np.float32)), "32 bits"),
+    "fractions beyond 1": (tiff(32, 3, RAMP.astype(np.float32)), "32 bits"),
+    "fractions in a portable map": (b"Pf\n32 32\n-1.0\n" + RAMP.astype("<f4").tobytes(), "fractions"),
+    "32 bits": (tiff(32, 1, RAMP.astype(np.uint32)), "32 bits"),
+    "negative numbers": (tiff(32, 2, -RAMP.astype(np.int32)), "32 bits"),
+    "numbers with a sign": (tiff(16, 2, RAMP.astype(np.int16)), "16 bits"),
+    "bytes with a sign": (tiff(8, 2, GREY.astype(np.int8)), "8 bits"),
+    "12 bits": (tiff(12, 1, np.zeros(32 * 48, np.uint8)), "12 bits"),
+    "16 bits from white to black": (tiff(16, 1, RAMP.astype(np.uint16), 0), "16 bits"),
+    "an animated GIF": (frames("GIF"), "2 frames"),
+    "a TIFF of pages": (frames("TIFF"), "2 frames"),
+    "an animated PNG": (frames("PNG"), "2 frames"),
+    "an animated WebP": (frames("WEBP", lossless=True), "2 frames"),
+    "nothing": (b"", "is no image"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_converted_rightly_is_refused_by_name(tmp_path, what):
+    content, why = REFUSED[what]
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(InputError, match=f"train/ant/5.*{why}"):
+        sources._decode(tmp_path / "a", Path("train/ant/5"))
+
+
+READ = {
+    "16 bits": png(16, 0, ROWS16),
+    "16 bits in colour": png(16, 2, [np.repeat(row, 3).astype(">u2").tobytes() for row in RAMP]),
+    "16 bits, opaque": png(16, 4, [np.stack([row, row * 0 + 65535], 1).astype(">u2").tobytes() for row in RAMP]),
+    "a palette without the colour that is transparent": png(
+        8, 3, GREY, PALETTE, (b"tRNS", bytes([255] * 256))),
+    "a TIFF from white to black": tiff(8, 1, 255 - GREY, 0),
+    "a portable map of 16 bits": b"P5\n32 32\n65535\n" + b"".join(ROWS16),
+    "a portable map of 12 bits": b"P5\n32 32\n4095\n" + (RAMP / 16).astype(">u2").tobytes(),
+}
+
+
+@pytest.mark.parametrize("what", READ)
+def test_what_can_be_converted_rightly_is(tmp_path, what):
+    (tmp_path / "a").write_bytes(READ[what])
+    x = sources._decode(tmp_path / "a", Path("a"))
+    assert (x == GREY).all()
+
+
+def test_a_photograph_cut_short_anywhere_is_refused(tmp_path):
+    Image.fromarray(picture(0)).save(tmp_path / "whole.jpg")
+    whole = (tmp_path / "whole.jpg").read_bytes()
+    for length in range(0, len(whole), 7):
+        (tmp_path / "a").write_bytes(whole[:length])
+        with pytest.raises(InputError, match="is no image"):
+            sources._decode(tmp_path / "a", Path("a"))
+
+
+def test_what_desktops_leave_in_folders_is_no_part_of_a_set(tree, decoded):
+    before = data.load(tree)
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini", "._0.png"):
+        (tree / "train" / "ant" / name).write_text("no image")
+    for folder in (tree / "train" / ".cache", tree / "train" / "ant" / ".ipynb_checkpoints"):
+        folder.mkdir()
+        Image.fromarray(picture(50)).save(folder / "0.png")
+    assert data.load(tree).fingerprint == before.fingerprint and len(decoded) == 10, "nor of what it is known by"
+
+
+def test_classes_that_differ_in_case_alone_are_two(tree, cache):
+    for part in ("train", "test"):
+        shutil.copytree(tree / part / "ant", tree / part / "Ant")
+    assert data.load(tree).train_y.tolist() == [0] * 3 + [1] * 3 + [2] * 3
+    (tree / "test" / "Ant").rename(tree / "test" / "ANT")
+    with pytest.raises(InputError, match="differ in classes.*'ANT', 'Ant'"):
+        data.load(tree)
+
+
+def test_images_in_deeper_folders_count_and_their_change_is_seen(tree, decoded):
+    deep = tree / "train" / "ant" / "2024" / "may" / "first"
+    deep.mkdir(parents=True)
+    Image.fromarray(picture(50)).save(deep / "0.png")
+    before = data.load(tree)
+    assert before.train_y.tolist() == [0] * 4 + [1] * 3
+    Image.fromarray(picture(51)).save(deep / "0.png")
+    assert data.load(tree).fingerprint != before.fingerprint
+
+
+def test_another_folder_in_a_folder_s_place_is_another_set(tree, decoded):
+    """By renaming, behind a link, with the same names, sizes and times."""
+    other = tree.with_name("other")
+    shutil.copytree(tree, other)
+    file = other / "train" / "cat" / "1.png"
+    Image.fromarray(picture(99)).save(file)
+    before, after = data.load(tree).fingerprint, data.load(other).fingerprint
+    assert before != after
+    link = tree.with_name("link")
+    link.symlink_to(tree)
+    assert data.load(link).fingerprint == before
+    link.unlink()
+    link.symlink_to(other)
+    assert data.load(link).fingerprint == after
+    tree.rename(tree.with_name("away"))
+    other.rename(tree)
+    assert data.load(tree).fingerprint == after
+
+
+def test_a_set_that_changes_while_it_is_read_is_refused_and_not_remembered(tree, cache, monkeypatch):
+    decode = sources._decode
+
+    def changing(file, shown):
+        pixels = decode(file, shown)
+        Image.fromarray(picture(99)).save(tree / "test" / "cat" / "1.png")
+        return pixels
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "_decode", changing)
+        with pytest.raises(InputError, match="pictures changed while it was read"):
             data.load(tree)
-        place.unlink()
+    assert data.recall(tree) is None and not cache.exists()
+    assert data.load(tree).test_x[-1].equal(torch.from_numpy(picture(99)).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("what", ["pipe", "nowhere", "."])
+def test_what_is_no_file_among_the_images_is_refused_by_name(tree, cache, what):
+    """A pipe, a link to nothing, a link that goes round in a circle."""
+    place = tree / "train" / "ant" / "odd.png"
+    os.mkfifo(place) if what == "pipe" else place.symlink_to(what)
+    with pytest.raises(InputError, match="train/ant/odd.png|train cannot be read: .*links"):
+        data.load(tree)
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "P", "1", "LA", "RGBA", "YCbCr"])

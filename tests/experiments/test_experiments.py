@@ -1,15 +1,19 @@
 import pytest
 
-from gstlib import experiments
+from gstlib import experiments, models
 from gstlib.errors import InputError
 from gstlib.experiments import CAMPAIGN, EXPERIMENTS, PROFILES, parse_seeds, scaled_schedule
 from gstlib.spec import DataSpec, RunSpec
+from gstlib.surroundings import Surroundings
 from gstlib.training import train
 
 CONFIGURATIONS = {
     "figure1-vgg11": 5, "figure1-resnet18": 4, "figure1-resnet18-v4": 10, "figure2": 24, "figure3": 7, "figure4": 26,
-    "figure5": 13, "figureA1": 1, "figureA2": 5, "precision": 4,
+    "figure5": 13, "figureA1": 1, "figureA2": 5, "precision": 4, "final-figure2": 10, "final-figure3": 22,
+    "final-figure4": 6, "final-figure5": 12, "final-figureB2": 9, "final-figureC3": 3, "final-tableC1": 4, "final-tableF1": 4,
 }
+EARLY = [figure for figure in CONFIGURATIONS if not figure.startswith("final")]
+SGD = ("final-figure4", "final-figureC3")
 
 
 def runs(figure: str, profile: str, seeds=(0,)) -> dict[str, RunSpec]:
@@ -55,7 +59,64 @@ def test_shared_baselines_are_one_run(profile):
     assert runs("figureA2", profile) == first
 
 
-@pytest.mark.parametrize("figure", EXPERIMENTS)
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_final_version_shares_what_the_early_one_has(profile):
+    early = {spec.id for figure in EARLY for spec in runs(figure, profile).values()}
+    shared = {figure: {label for label, spec in runs(figure, profile).items() if spec.id in early}
+              for figure in CONFIGURATIONS if figure not in EARLY}
+    assert shared["final-figure3"] == {"none", *(f"{t} r={r}" for t in "SRL" for r in (4, 20, 40, 60, 100))}
+    assert shared["final-figure5"] >= {"none", "L l2 weights", *(f"{kind} {k}" for kind in ("zeroing", "gaussian")
+                                                                 for k in (50, 1105))}
+    assert shared["final-figureB2"] == set(runs("final-figureB2", profile))
+    assert shared["final-tableC1"] == {"none"} and not shared["final-figure4"]
+
+
+@pytest.mark.parametrize("figure", SGD)
+def test_the_final_version_s_residual_networks_are_trained_by_sgd(figure):
+    for spec in runs(figure, "paper").values():
+        o = spec.optimiser
+        assert (o.name, o.lr, o.momentum, o.weight_decay, o.epochs, o.milestones) == ("sgd", 0.1, 0.9, 1e-4, 165, (83, 125))
+        assert spec.data.augment and (p := spec.pruning) is None or (p.target, p.score, p.structure) == ("S", "l1", "filter")
+
+
+def test_every_block_convolution_is_pruned_under_sgd():
+    wanted = {"resnet18": 16, "resnet20": 18, "resnet56": 54}
+    for spec in runs("final-figure4", "paper").values():
+        layers = [name for name in Surroundings(models.build(spec.model.name)).layers
+                  if name.startswith("stage") and "shortcut" not in name]
+        assert list(spec.pruning.layers) == layers and len(layers) == wanted[spec.model.name]
+        assert [len(e) for e in events(spec)] == [3 if spec.pruning.retrain == 30 else 2] * len(layers)
+
+
+def test_the_final_version_s_schedules_are_as_printed():
+    final = {figure: runs(figure, "paper") for figure in CONFIGURATIONS if figure not in EARLY}
+    p = final["final-figure2"]["ResNet18 L r=40"].pruning
+    assert (p.start, p.end, p.fraction, p.score) == ((7, 8, 9, 10), (150, 150, 170, 275), (0.25, 0.4, 0.25, 0.95), "activation")
+    p = final["final-figure2"]["scratch"].pruning
+    assert (p.target, p.score, p.fraction) == ("S", "l2", (0.3, 0.3, 0.3, 0.9)) and [list(e) for e in events(
+        final["final-figure2"]["scratch"])] == [[-1]] * 4
+    assert final["final-tableC1"]["S r=4"].pruning.fraction == (0.25, 0.8, 0.25, 0.95)
+    assert final["final-figureB2"]["ResNet18 S r=40"].pruning.score == "ebn-signed"
+    p = final["final-figureC3"]["S r=1 6%"].pruning
+    assert (p.start[0], p.end[0], p.retrain, set(p.fraction)) == (24, 100, 1, {0.06})
+    long = final["final-tableF1"]
+    assert {(s.optimiser.epochs, s.optimiser.lr, s.optimiser.milestones, s.data.augment) for s in long.values()} == {
+        (4000, 1e-4, (2000,), True)}
+    p = long["L r=750"].pruning
+    assert (p.layers, p.start, p.end, p.fraction, p.retrain, p.score) == (
+        ("stage4.1.conv2",), (2500,), (3500,), (0.7,), 750, "l1")
+    held = {s.pruning.batches for s in final["final-figure5"].values() if s.pruning and s.pruning.effect == "zero-cumulative"}
+    assert held == {89, 630, 1220, 2480}
+    rates = {s.pruning.retrain: [len(e) for e in events(s)] for s in final["final-figure3"].values() if s.pruning}
+    assert rates[200] == [1, 1, 1, 2] and rates[300] == [1, 1, 1, 1]
+
+
+def test_all_leaves_out_at_full_width_what_is_about_other_data():
+    assert set(EXPERIMENTS) - set(experiments.every("paper", None)) == {"final-tableF1"}
+    assert experiments.every("paper", "cifar100") == experiments.every("mini", None) == list(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("figure", EARLY)
 def test_training_is_that_of_section_3(figure):
     for label, spec in runs(figure, "paper").items():
         o = spec.optimiser
@@ -118,7 +179,7 @@ def test_figure_a1_measures_histograms():
 
 
 @pytest.mark.parametrize("profile", ["quarter", "mini"])
-@pytest.mark.parametrize("figure", [f for f in EXPERIMENTS if f != "figureA1"])
+@pytest.mark.parametrize("figure", [f for f in EXPERIMENTS if f not in ("figureA1", "final-figureC3")])
 def test_a_quarter_of_the_epochs_keeps_every_event(figure, profile):
     printed = runs(figure, "paper")
     for label, spec in runs(figure, profile).items():
@@ -136,9 +197,9 @@ def test_a_quarter_divides_the_epochs_between_events():
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("figure", EXPERIMENTS)
 def test_every_event_falls_into_training(figure, profile):
-    for spec in runs(figure, profile).values():
+    for label, spec in runs(figure, profile).items():
         if spec.pruning:
-            assert all(0 <= e[0] and e[-1] < spec.optimiser.epochs for e in events(spec))
+            assert all((0 <= e[0] or label.endswith("scratch")) and e[-1] < spec.optimiser.epochs for e in events(spec))
 
 
 @pytest.mark.parametrize(("divisor", "retrain", "expected"), [
@@ -152,7 +213,7 @@ def test_scaled_schedule(divisor, retrain, expected):
 
 
 @pytest.mark.parametrize("profile", ["quarter", "mini"])
-@pytest.mark.parametrize("figure", [f for f in EXPERIMENTS if f not in ("figure2", "figureA1")])
+@pytest.mark.parametrize("figure", [f for f in EXPERIMENTS if f not in ("figure2", "figureA1", *SGD)])
 def test_no_two_layers_are_struck_after_the_same_epoch_where_the_paper_s_are_not(figure, profile):
     for label, spec in runs(figure, profile).items():
         if spec.pruning and spec.pruning.retrain >= 5:
@@ -197,8 +258,8 @@ def test_data_spec_takes_the_profile_s_share():
 def test_the_campaign_ends_with_every_figure_at_no_less_than_three_seeds(device):
     stages = CAMPAIGN[device]
     assert all(stage.figure in EXPERIMENTS and stage.profile in PROFILES and stage.seeds >= 3 for stage in stages)
-    # Figure A2 is drawn from Figure 1's runs
-    assert {stage.figure for stage in stages} == set(EXPERIMENTS) - {"figureA2"}
+    # Figure A2 is drawn from Figure 1's runs; Table F1 needs other data
+    assert {stage.figure for stage in stages} == set(EXPERIMENTS) - {"figureA2", "final-tableF1"}
     assert {"cpu": "mini", "cuda": "quarter"}[device] == stages[0].profile and stages[0].figure == "figure1-vgg11"
 
 
@@ -235,3 +296,14 @@ def test_unknown_names_are_told_with_the_known_ones():
         experiments.experiment("figure9")
     with pytest.raises(InputError, match="huge.*smoke, mini, quarter, paper"):
         experiments.profile("huge")
+
+
+@pytest.mark.parametrize(("name", "epoch", "of"), [("smoke", 24, 25), ("mini", 79, 81), ("quarter", 79, 81), ("paper", 314, 325)])
+def test_flatness_is_measured_in_vgg11_near_the_end_on_images_that_are_there(name, epoch, of):
+    profile = experiments.profile(name)
+    measured = [spec for spec in runs("final-figure2", name).values() if spec.measures]
+    assert len(measured) == 6 and {spec.model.name for spec in measured} == {"vgg11"}
+    for spec in measured:
+        assert (spec.measures, spec.flatness_epoch, spec.optimiser.epochs) == (("flatness",), epoch, of)
+        assert spec.flatness == profile.flatness
+        assert (spec.data.test_size or 10_000) >= max(spec.flatness.images, 2 * spec.flatness.hessian_images)

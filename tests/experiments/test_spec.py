@@ -1,6 +1,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from gstlib import experiments
 from gstlib import spec as spec_module
 from gstlib.errors import InputError, check_choice
 from gstlib.pruning import Schedule
-from gstlib.spec import DataSpec, ModelSpec, NewerSpec, OptimiserSpec, PruningSpec, RunSpec, later
+from gstlib.spec import DataSpec, FlatnessSpec, ModelSpec, NewerSpec, OptimiserSpec, PruningSpec, RunSpec, later
 
 PRUNING = PruningSpec(("conv7", "conv8"), (3, 6), (150, 275), (0.3, 0.9), 40)
 SPEC = RunSpec(DataSpec("digits", "f" * 64), ModelSpec("vgg11"), pruning=PRUNING)
@@ -21,11 +22,44 @@ OTHER = {
     OptimiserSpec: {"name": "sgd", "lr": 0.002, "momentum": 0.9, "weight_decay": 0.1, "batch_size": 64, "epochs": 324,
                     "milestones": (150,), "decay": 0.2},
     PruningSpec: {"layers": ("conv6", "conv8"), "start": (4, 6), "end": (151, 275), "fraction": (0.3, 0.8),
-                  "retrain": 4, "target": "L", "score": "l2", "structure": "weight", "effect": "zero", "batches": 50},
+                  "retrain": 4, "target": "L", "score": "l2", "structure": "weight", "effect": "zero", "batches": 50,
+                  "scratch": True},
     RunSpec: {"data": DataSpec("digits", "e" * 64), "model": ModelSpec("vgg19"), "optimiser": OptimiserSpec("sgd"),
               "pruning": None, "seed": 1, "precision": "bf16", "channels_last": True, "test_every": 2,
               "measures": ("bn-histogram",), "semantics": 3},
 }
+MEASURED = dataclasses.replace(SPEC, measures=("flatness",))
+
+
+def test_how_flatness_is_measured_is_part_of_a_specification_and_changes_no_other_id():
+    assert "measured_at" not in MEASURED.to_json() and '"flatness":' not in MEASURED.to_json()
+    ids, other = {SPEC.id, MEASURED.id}, {"images": 600, "hessian_images": 128, "eigenvalues": 10, "directions": 3,
+                                          "reach": 0.5, "step": 0.1}
+    assert set(other) == {field.name for field in dataclasses.fields(FlatnessSpec)}
+    for fields in ({"measured_at": 314}, *({"flatness": FlatnessSpec(**{name: other[name]})} for name in other)):
+        spec = dataclasses.replace(MEASURED, **fields)
+        assert RunSpec.from_json(spec.to_json()) == spec
+        ids.add(spec.id)
+    assert len(ids) == 9
+    assert (MEASURED.flatness_epoch, dataclasses.replace(MEASURED, measured_at=0).flatness_epoch) == (324, 0)
+    assert FlatnessSpec(step=0.2).steps == (-0.4, -0.2, 0, 0.2, 0.4) and len(FlatnessSpec().steps) == 81
+
+
+@pytest.mark.parametrize(("fields", "said"), [
+    ({"measured_at": 325}, "0 to 324, not 325"), ({"measured_at": -1}, "0 to 324, not -1"),
+    ({"measures": (), "measured_at": 3}, "does not take"), ({"measures": ("bn-histogram",), "flatness": FlatnessSpec(40, 20)},
+                                                            "does not take")])
+def test_flatness_is_measured_after_an_epoch_of_the_run(fields, said):
+    with pytest.raises(InputError, match=said):
+        dataclasses.replace(MEASURED, **fields)
+
+
+@pytest.mark.parametrize("fields", [
+    {"images": 1, "hessian_images": 1}, {"images": 20}, {"eigenvalues": 0, "directions": 0}, {"eigenvalues": 9},
+    {"directions": -1}, {"step": 0.0}, {"step": 0.5}, {"step": 0.001}, {"reach": math.inf}, {"step": math.nan}])
+def test_a_measure_of_flatness_that_cannot_be_taken_is_refused(fields):
+    with pytest.raises(InputError, match="flatness|steps"):
+        FlatnessSpec(**fields)
 
 
 def planned():
@@ -91,7 +125,8 @@ def test_canonical_json_is_pinned():
 
 @pytest.mark.parametrize("kind", OTHER)
 def test_every_field_has_another_value_here(kind):
-    assert set(OTHER[kind]) == {field.name for field in dataclasses.fields(kind)}
+    with_a_measure = {"measured_at", "flatness"}  # which have a test of their own
+    assert set(OTHER[kind]) == {field.name for field in dataclasses.fields(kind)} - with_a_measure
 
 
 @pytest.mark.parametrize(("kind", "field"), [(kind, field) for kind in OTHER for field in OTHER[kind]])

@@ -158,7 +158,7 @@ def test_figure5_draws_a_run_once_and_says_what_its_batches_became(study):
     mini = experiments.profile("mini")
     data = experiments.data_spec(mini, "cifar10-folder", "f" * 64)
     wanted = experiments.figures.figure5(mini, data, [10])
-    there = figures.Study(experiments.experiment("figure5"), mini, wanted, [], *[pd.DataFrame()] * 5)
+    there = figures.Study(experiments.experiment("figure5"), mini, wanted, [], *[pd.DataFrame()] * 8)
     assert figures.legend_name(there, "zeroing 1500") == "zeroing 1500 (480 here)"
     assert figures.legend_name(there, "transient 50") == "transient 50"
     clean = figures.traces(whole, "test_accuracy_clean")

@@ -1,6 +1,7 @@
 """Every measure against a count by hand, and that figure, text and claim share it."""
 
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -140,12 +141,27 @@ def test_pattern_is_the_correlation_with_the_reference_at_the_same_seed():
     assert found["z", 0] == pytest.approx(1) and found["z", 1] == pytest.approx(-1) and found["L l2 weights", 0] == 1
 
 
+def test_flatness_in_one_row_a_run():
+    two = [KEY, KEY | {"seed": 1, "run": "b"}]
+    measured = {"loss": 1.5, "trace": 400.0, "relative_mean": 1.75, "relative_worst": 2.5}
+    rows = pd.DataFrame([key | measured for key in two])
+    eigenvalues = pd.DataFrame([key | {"eigenvalue": value} for key, values in zip(two, ((30, 12, -2), (-1, -2, -3)))
+                                for value in values])
+    one, other = measures.flatness(rows, eigenvalues).to_dict("records")
+    assert (one["curvature"], one["takeuchi"], one["rise_mean"], one["rise_worst"]) == (40, 10, 0.25, 1)
+    logs = [one[f"log_{name}"] for name in ("trace", "takeuchi", "curvature")]
+    assert logs == pytest.approx([math.log10(400), 1, math.log10(40)])
+    assert other["curvature"] == -6 and math.isnan(other["log_curvature"]) and math.isnan(other["log_takeuchi"])
+    assert measures.flatness(pd.DataFrame(), pd.DataFrame()).empty
+
+
 # --- one measure, one definition
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    return stock(tmp_path_factory.mktemp("shared") / "results", "figure1-vgg11", "figure2", "figure4", "figureA1")
+    return stock(tmp_path_factory.mktemp("shared") / "results", "figure1-vgg11", "figure2", "figure4", "figureA1",
+                 "final-figure2")
 
 
 def seen(store, figure, column, labels):
@@ -188,6 +204,35 @@ def test_normality_of_claim_and_figure(store):
     assert {c.get_label(): c for c in bars}["after training"].lines[0].get_ydata().mean() == pytest.approx(claim)
 
 
+def test_flatness_of_claim_figure_and_table(store):
+    made, labels = study(store, "final-figure2"), ("S r=4", "L r=40")
+    claim = 10 ** seen(store, "final-figure2", "log_curvature", labels)
+    rows = measures.flatness(made.flatness, made.eigenvalues).merge(made.runs, on=measures.KEYS)
+    figure = figures.sharpness_by_instability(made, rows, "curvature", "curvature")
+    points = {c.get_label(): c.lines[0] for c in figure.axes[0].containers}
+    for label, name in (("S r=4", "prune S, l2, 4%"), ("L r=40", "prune L, l2, 13%")):
+        assert points[name].get_ydata()[0] == pytest.approx(claim[label])
+        instability = made.runs.loc[made.runs["label"] == label, "log_instability"].mean()
+        assert points[name].get_xdata()[0] == pytest.approx(10**instability)
+    shown = re.search(r"\| L r=40 +\| 3 +\| (\d+) ", text.flatness_table(rows, labels))[1]
+    assert float(shown) == pytest.approx(claim["L r=40"], abs=1)
+    assert {line.get_label() for line in figure.axes[0].get_lines() if line.get_linestyle() == ":"} == {
+        "no pruning", "prune S, l2, before training"}
+    table = text.flatness_correlations(rows)
+    pruned = rows.dropna(subset="mean_relative_instability")
+    r = stats.pearsonr(pruned["trace"], -pruned["mean_relative_instability"]).statistic
+    assert re.search(rf"trace +\| stability +\| {len(pruned)} +\| {r:.2f} ", table) and len(pruned) == 5 * 3
+
+
+def test_curves_along_eigenvectors_are_means_over_them_and_the_seeds(store):
+    made = study(store, "final-figure2")
+    curves = made.directions[made.directions["label"] == "L r=40"]
+    lines = figures.along_eigenvectors(made, "loss").axes[0].get_lines()
+    line = {line.get_label(): line for line in lines}["prune L, l2, 13%"]
+    assert line.get_xdata() == pytest.approx(curves["step"].unique())
+    assert line.get_ydata() == pytest.approx(curves.groupby("step")["loss"].mean())
+
+
 def test_recovery_of_claim_and_text(store):
     made = study(store, "figure1-vgg11")
     claim = seen(store, "figure1-vgg11", "recovered", ("L r=40",))["L r=40"]
@@ -203,3 +248,30 @@ def test_slope_of_claim_and_sentence(store):
     found = text.accuracy_slopes(made)
     assert (found.value, found.low, found.n) == pytest.approx((row["small_estimate"], row["small_low"], row["small_n"]))
     assert f"{found.value:+.2f} [{found.low:+.2f}" in text.correlation_sentence(made)
+
+
+def test_gains_are_over_the_unpruned_run_of_the_same_seed():
+    runs = pd.DataFrame([("none", 0, 0.50), ("none", 1, 0.60), ("a", 0, 0.53), ("a", 1, 0.58), ("a", 2, 0.9)],
+                        columns=["label", "seed", "final_accuracy"])
+    found = measures.gains(runs)
+    assert found["gain"].tolist() == pytest.approx([0.03, -0.02]) and set(found["label"]) == {"a"}
+
+
+def test_stability_and_accuracy_of_each_period_by_another_implementation():
+    rng = np.random.default_rng(0)
+    runs = pd.DataFrame({"run": range(24), "retrain": [5, 10] * 12, "rate": [0.1, 0.2] * 12,
+                         "mean_relative_instability": rng.uniform(0, 0.02, 24), "final_accuracy": rng.uniform(0.8, 0.9, 24)})
+    runs.loc[24] = [24, 0, 0.0, math.nan, 0.7]  # never pruned
+    found = measures.stability_and_accuracy(runs).set_index("retrain")
+    assert list(found.index) == [5, 10] and found["runs"].tolist() == [12, 12] and found["rate"].tolist() == [0.1, 0.2]
+    for period, row in found.iterrows():
+        part = runs[runs["retrain"] == period]
+        x, y = 1 - part["mean_relative_instability"], part["final_accuracy"]
+        expected = stats.pearsonr(x, y)
+        assert row["r"] == pytest.approx(expected.statistic)
+        assert [row["r_low"], row["r_high"]] == pytest.approx(list(expected.confidence_interval(0.95)))
+        # tau from its definition: concordant less discordant pairs
+        signs = [np.sign(a - b) * np.sign(c - d) for a, c in zip(x, y) for b, d in zip(x, y)]
+        assert row["tau"] == pytest.approx(sum(signs) / (12 * 11)) and row["tau_low"] < row["tau"] < row["tau_high"]
+    few = measures.stability_and_accuracy(runs[runs["run"] < 6])
+    assert few["r"].isna().all() and few["runs"].tolist() == [3, 3]

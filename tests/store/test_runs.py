@@ -1,12 +1,15 @@
+import dataclasses
 import hashlib
 import json
 import math
 import multiprocessing
 import os
+import random
 import resource
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from unittest import mock
 
 import made_up
@@ -20,7 +23,7 @@ from gstlib import experiments, files
 from gstlib.errors import InputError
 from gstlib.reading import study as reading
 from gstlib.reading import text
-from gstlib.spec import DataSpec, ModelSpec, OptimiserSpec, PruningSpec, RunSpec
+from gstlib.spec import DataSpec, FlatnessSpec, ModelSpec, OptimiserSpec, PruningSpec, RunSpec
 from gstlib.store import DamagedRun, NewerSchema, Store, export, import_, runs
 
 PROVENANCE = {"profile": "smoke", "commit": "abc", "device": "a CPU", "versions": {"torch": "2"},
@@ -79,11 +82,11 @@ def test_columns_and_tables_that_the_store_does_not_know_just_work(tmp_path):
     for row in rows["event"]:
         row |= {"score": math.nan, "why": "because", "negative_scales": 2}
     rows["event"][0]["score"] = float(-np.float64("nan"))  # another nan is a nan
-    rows["flatness"] = [{"epoch": 3, "eigenvalue": -0.5}]
+    rows["overlap"] = [{"epoch": 3, "cosine": -0.5}]
     store.write(spec(), PROVENANCE, rows)
     found = store.read(spec().id).tables
     assert found["event"]["score"].isna().all() and set(found["event"]["why"]) == {"because"}
-    assert found["flatness"].to_dict("records") == rows["flatness"]
+    assert found["overlap"].to_dict("records") == rows["overlap"]
 
 
 def test_tables_without_rows_are_empty(tmp_path):
@@ -149,6 +152,10 @@ CHANGES = {
     "an event too few": lambda rows: rows["event"].pop(),
     "no events": lambda rows: rows.pop("event"),
     "accuracy at an event above 1": lambda rows: rows["event"][0].update(t_post=99.0),
+    "a negative loss": lambda rows: rows["epoch"][1].update(train_loss=-0.1),
+    "a negative duration": lambda rows: rows["epoch"][1].update(seconds=-1.0),
+    "no end": lambda rows: rows.pop("final"),
+    "infinitely small score": lambda rows: rows["event"][0].update(mean_score=-math.inf),
     "infinite score": lambda rows: rows["event"][0].update(mean_score=math.inf),
     "a bar of no epoch": lambda rows: rows["histogram"][0].update(epoch=4),
     "a negative bar": lambda rows: rows["histogram"][0].update(count=-1),
@@ -176,6 +183,70 @@ def test_rows_that_no_run_can_have_are_neither_stored_nor_believed(tmp_path, mon
     assert "digest" not in str(caught.value) and not list(store.runs())
 
 
+@pytest.mark.parametrize("claim", [{"optimiser": OptimiserSpec(epochs=2**31 - 1)},
+                                   {"pruning": PruningSpec(("conv7",) * 99, (1,) * 99, (2**31 - 1,) * 99, (0.5,) * 99, 1)}])
+def test_a_specification_that_claims_billions_takes_neither_memory_nor_time(tmp_path, monkeypatch, claim):
+    store, large = Store(tmp_path), dataclasses.replace(spec(), **claim)
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "_check", lambda *_: None)
+        store.write(large, PROVENANCE, tables())
+    with pytest.raises(DamagedRun, match="its (epochs|events) are not"):
+        store.read(large.id)
+
+
+HOW = FlatnessSpec(40, 30, 3, 2, step=0.2)
+MEASURED = dataclasses.replace(spec(), measures=("flatness",), measured_at=2, flatness=HOW)
+
+
+def with_flatness() -> dict[str, list[dict]]:
+    row = {"epoch": 2, "images": 40, "hessian_images": 30, "loss": 1.0, "accuracy": 0.5, "trace": 9.0, "trace_error": 1.0,
+           "trace_centred": 8.0, "curvature_error": 0.5, "curvature_other": -0.25, "curvature_other_error": 0.5,
+           "relative_mean": 1.25, "relative_worst": 2.5, "seconds": 0.5}
+    curves = [{"number": number, "step": step, "loss": 2.0, "accuracy": 0.25} for number in (1, 2) for step in HOW.steps]
+    return tables() | {"flatness": [row], "direction": curves,
+                       "eigenvalue": [{"number": n, "eigenvalue": 5.0 - 3 * n} for n in (1, 2, 3)]}
+
+
+def test_flatness_is_stored_as_it_was_measured(tmp_path):
+    store = Store(tmp_path)
+    store.write(MEASURED, PROVENANCE, with_flatness())
+    found = Store(tmp_path).read(MEASURED.id).tables
+    for name in ("flatness", "eigenvalue", "direction"):
+        pd.testing.assert_frame_equal(found[name], pd.DataFrame(with_flatness()[name]), check_exact=True)
+
+
+IMPOSSIBLE = {
+    "not measured": lambda rows: [rows.pop(name) for name in ("flatness", "eigenvalue", "direction")],
+    "measured twice": lambda rows: rows["flatness"].append(rows["flatness"][0]),
+    "at another epoch": lambda rows: rows["flatness"][0].update(epoch=3),
+    "on other images": lambda rows: rows["flatness"][0].update(images=41),
+    "a negative trace": lambda rows: rows["flatness"][0].update(trace=-1.0),
+    "no curvature elsewhere": lambda rows: rows["flatness"][0].update(curvature_other=math.nan),
+    "an infinite loss": lambda rows: rows["flatness"][0].update(relative_worst=math.inf),
+    "an error below zero": lambda rows: rows["flatness"][0].update(curvature_error=-1e-9),
+    "eigenvalues that rise": lambda rows: rows["eigenvalue"][2].update(eigenvalue=3.0),
+    "an eigenvalue too few": lambda rows: rows["eigenvalue"].pop(),
+    "an eigenvalue that is none": lambda rows: rows["eigenvalue"][0].update(eigenvalue=math.nan),
+    "a curve too few": lambda rows: rows.update(direction=rows["direction"][:5]),
+    "a step of another length": lambda rows: rows["direction"][0].update(step=-0.41),
+    "accuracy of a curve above 1": lambda rows: rows["direction"][0].update(accuracy=1.5),
+    "a column missing": lambda rows: rows["flatness"][0].pop("trace_error"),
+}
+
+
+@pytest.mark.parametrize("change", IMPOSSIBLE)
+def test_flatness_that_cannot_be_is_not_stored(tmp_path, change):
+    rows = with_flatness()
+    IMPOSSIBLE[change](rows)
+    with pytest.raises(InputError, match="cannot be stored"):
+        Store(tmp_path).write(MEASURED, PROVENANCE, rows)
+
+
+def test_a_run_whose_flatness_was_not_asked_for_has_none(tmp_path):
+    with pytest.raises(InputError, match="cannot be stored: its flatness"):
+        Store(tmp_path).write(spec(), PROVENANCE, with_flatness())
+
+
 def test_a_run_of_today_has_one_final_row(tmp_path):
     today = RunSpec(spec().data, spec().model, spec().optimiser, spec().pruning, semantics=2, test_every=3)
     rows = tables()
@@ -185,7 +256,8 @@ def test_a_run_of_today_has_one_final_row(tmp_path):
 
 
 def test_provenance_says_what_readers_rely_on(tmp_path):
-    for about in ({**PROVENANCE, "device": 3}, {k: v for k, v in PROVENANCE.items() if k != "commit"}):
+    for about in ({**PROVENANCE, "device": 3}, {**PROVENANCE, "versions": ["torch"]}, {**PROVENANCE, "seconds": math.inf},
+                  {k: v for k, v in PROVENANCE.items() if k != "commit"}):
         with pytest.raises(InputError, match="cannot be stored.*provenance"):
             Store(tmp_path).write(spec(), about, tables())
 
@@ -203,9 +275,14 @@ def rewrite(store: Store, change=lambda table: table, options=PLAIN, **meta) -> 
     known = {key: value for key, value in known.items() if value is not None}
     known[b"gstlib.digest"] = b"sha256:" + b"0" * 64
     pq.write_table(change(table).replace_schema_metadata(known), place, **options)
-    content = place.read_bytes()
-    before, _, after = content.rpartition(b"0" * 64)
-    place.write_bytes(before + hashlib.sha256(content).hexdigest().encode() + after)
+    seal(place, place.read_bytes())
+
+
+def seal(place, content: bytes) -> None:
+    """Write the content of a run's file with a right digest for the zeros or the digest in it."""
+    at = content.rfind(b"sha256:") + 7
+    content = content[:at] + b"0" * 64 + content[at + 64:]
+    place.write_bytes(content[:at] + hashlib.sha256(content).hexdigest().encode() + content[at + 64:])
 
 
 def test_a_flipped_byte_and_a_cut_are_detected(filled):
@@ -263,7 +340,7 @@ def test_a_damaged_file_is_reported_counts_as_missing_and_is_replaced(filled, ca
     assert [run_id for _ in range(2) for run_id, _ in filled.runs()] == [spec().id] * 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and said.startswith("gstlib: ") and place.name in said and "counts as missing" in said
-    assert place.stat()[6:] == before[6:]
+    assert (place.stat().st_ino, place.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     filled.write(spec(1), PROVENANCE, tables())
     assert filled.read(spec(1).id).spec == spec(1) and capsys.readouterr().err == "" and not leftovers(filled)
 
@@ -277,6 +354,15 @@ def test_what_is_no_file_is_neither_waited_for_nor_replaced(filled, content):
     with pytest.raises(InputError):
         filled.write(spec(1), PROVENANCE, tables())
     assert not place.is_file()
+
+
+@pytest.mark.parametrize("target", ["nowhere", "damaged"])
+def test_a_link_in_a_run_s_place_is_told_before_anything_is_trained(filled, tmp_path, target):
+    (tmp_path / "damaged").write_text("nonsense")
+    filled.file(spec(1).id).symlink_to(tmp_path / target)
+    filled.check_writable([spec().id, spec(2).id])
+    with pytest.raises(InputError, match=f"{spec(1).id}.*link"):
+        filled.check_writable([spec(1).id])
 
 
 @pytest.mark.parametrize("damage", ["rows", "head"])
@@ -300,6 +386,8 @@ def newer(store: Store, kind: str) -> str:
     fields = json.loads(spec().to_json())
     if kind == "field":
         fields["optimiser"]["label_smoothing"] = 0.1
+    elif kind == "semantics":
+        fields["semantics"] = 99
     else:
         fields["pruning"]["target"] = "unheard-of"
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
@@ -309,7 +397,7 @@ def newer(store: Store, kind: str) -> str:
     return run_id
 
 
-@pytest.mark.parametrize("kind", ["schema", "field", "choice"])
+@pytest.mark.parametrize("kind", ["schema", "field", "choice", "semantics"])
 def test_what_a_newer_gstlib_wrote_is_no_damage_and_stays(filled, capsys, kind):
     filled.write(spec(1), PROVENANCE, tables())
     rows = {run_id: run.tables for run_id, run in filled.runs()}
@@ -359,6 +447,36 @@ def test_a_file_that_could_take_much_memory_is_refused_unread(filled, monkeypatc
     monkeypatch.setattr(pq.ParquetFile, "read", lambda *_, **__: pytest.fail("rows were read"))
     with pytest.raises(DamagedRun, match="claims|other kinds"):
         filled.read(spec().id)
+
+
+@pytest.mark.parametrize("codec", [1, 4, 10, 63])
+def test_a_forged_codec_is_damage_and_does_not_end_the_process(filled, codec):
+    place = filled.file(spec().id)
+    content, told = place.read_bytes(), b"epoch.lr\x15\x00"  # the column's path, then its codec
+    assert content.count(told) == 1
+    seal(place, content.replace(told, told[:-1] + bytes([2 * codec])))
+
+    def read(_: int) -> None:
+        with pytest.raises(DamagedRun, match="other kinds"):
+            filled.read(spec().id)
+
+    assert in_processes(1, read) == [0]
+
+
+def test_bytes_of_a_head_changed_at_random_end_no_process(filled):
+    place, draw = filled.file(spec().id), random.Random(0)
+    content = place.read_bytes()
+    head = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+
+    def read(_: int) -> None:
+        for _ in range(1500):
+            changed = bytearray(content)
+            changed[draw.randrange(head, len(content))] = draw.randrange(256)
+            seal(place, bytes(changed))
+            with suppress(DamagedRun, NewerSchema):
+                filled.read(spec().id)
+
+    assert in_processes(1, read) == [0]
 
 
 def test_long_texts_in_a_head_are_refused(filled):

@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._pytree import tree_leaves
 
 from gstlib import experiments, models
+from gstlib.__main__ import main
 from gstlib.data import Images, Loader
 from gstlib.effects import Disturbance
 from gstlib.pruner import Pruner
@@ -33,8 +34,13 @@ COMPANY = {
 
 
 @pytest.fixture
-def graphs(monkeypatch):
+def gpu(monkeypatch):
     return recorded.install(monkeypatch)
+
+
+@pytest.fixture
+def graphs(gpu):
+    return gpu.made
 
 
 @pytest.fixture
@@ -120,21 +126,161 @@ def test_the_stand_in_notices_what_a_graph_cannot_hold(graphs):
     assert a.tolist() == [3, 3] and b.tolist() == [2, 2]
 
 
+def failing(monkeypatch, gpu, what, size, error):
+    """Let the second replica's `what` of `size` images raise `error` at the end of its work, where it is captured."""
+    real, seen = getattr(Replica, what), []
+
+    def act(replica, n, *number):
+        real(replica, n, *number)
+        if gpu.joined is not None and n == size:
+            seen.append(replica)
+            if replica is not seen[0]:
+                raise error
+
+    monkeypatch.setattr(Replica, what, act)
+
+
+def as_before_a_capture(gpu):
+    gpu.empty_cache()  # refused while a capture allocates
+    return gpu.current is gpu.default and gpu.joined is None
+
+
+@pytest.mark.parametrize("what, size", [("step", 32), ("step", 8), ("test_step", 40)])
+def test_what_cannot_be_captured_goes_on_eagerly(digits, spec, gpu, monkeypatch, capsys, what, size):
+    # the short batch after whole ones were captured; the second run's tests, the first of two at an event
+    specs = [spec(pruning=pruning, seed=seed) for seed, pruning in enumerate(list(COMPANY.values())[1:4])]
+    eager = train.train_group(specs, digits)
+    failing(monkeypatch, gpu, what, size, RuntimeError("operation not permitted when stream is capturing\nmore"))
+    captured = train_captured(monkeypatch, specs, digits)
+    for table in ("epoch", "event"):
+        pd.testing.assert_frame_equal(rows(captured, table), rows(eager, table), check_exact=True)
+    assert captured[0].provenance["techniques"] == ["without capture"] and as_before_a_capture(gpu)
+    said = capsys.readouterr().err
+    assert said.count("as a CUDA graph (operation not permitted when stream is capturing); going on without\n") == 1
+
+
+def test_a_capture_that_cannot_be_ended_leaves_stream_and_allocator_in_order(digits, spec, gpu, monkeypatch):
+    real = Replica.step
+
+    def fork(replica, size):
+        real(replica, size)
+        if gpu.joined is not None:
+            torch.cuda.Stream().wait_stream(torch.cuda.current_stream())
+
+    specs = [spec(), spec(seed=1)]
+    eager = train.train_group(specs, digits)
+    monkeypatch.setattr(Replica, "step", fork)
+    monkeypatch.setattr(engine, "_broken", broken := [])
+    captured = train_captured(monkeypatch, specs, digits)
+    pd.testing.assert_frame_equal(rows(captured, "epoch"), rows(eager, "epoch"), check_exact=True)
+    assert as_before_a_capture(gpu) and len(gpu.released) == len(broken) == 1
+
+
+@pytest.mark.parametrize("unended", [False, True])
+def test_memory_that_runs_out_in_a_capture_is_no_reason_to_go_on_eagerly(digits, spec, gpu, monkeypatch, unended):
+    failing(monkeypatch, gpu, "step", 32, torch.OutOfMemoryError("full"))
+    if unended:  # what is raised then is another error, and memory its cause
+        monkeypatch.setattr(recorded.Stream, "wait_stream", lambda self, _: gpu.joined is None or gpu.joined.update({self: False}))
+    with pytest.raises(RuntimeError) as raised:
+        train_captured(monkeypatch, [spec(), spec(seed=1)], digits)
+    assert engine.ran_out(raised.value) and as_before_a_capture(gpu)
+
+
+@pytest.mark.parametrize("how, fits", [({}, False), ({"streams": False}, True)])
+def test_memory_is_asked_before_many_are_captured_at_once(digits, spec, gpu, monkeypatch, how, fits):
+    gpu.free, gpu.step_takes = 100, 40
+    specs = [spec(seed=seed) for seed in range(3)]
+    if fits:  # one after the other they take up the same memory
+        assert train_captured(monkeypatch, specs, digits, **how)
+    else:
+        with pytest.raises(torch.OutOfMemoryError, match="3 replicas at once take 120 bytes a step, 100 are free"):
+            train_captured(monkeypatch, specs, digits, **how)
+        assert not gpu.made and as_before_a_capture(gpu)
+    assert train_captured(monkeypatch, specs[:2], digits)
+
+
+def test_room_is_what_is_free_or_held_and_not_in_use_within_the_limit(gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 10)
+    gpu.free = 60  # of 100; 30 are ours, 20 of them not in use, 10 another's
+    assert engine._room(torch.device("cpu")) == 80
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 0.5)
+    assert engine._room(torch.device("cpu")) == 40
+
+
+def test_a_device_that_cannot_go_on_is_not_gone_on_with(digits, spec, gpu, monkeypatch):
+    failing(monkeypatch, gpu, "step", 32, RuntimeError("an illegal memory access was encountered"))
+
+    def synchronize(_=None):
+        if gpu.made:
+            raise RuntimeError("an illegal memory access was encountered, again")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    with pytest.raises(RuntimeError, match="again"):
+        train_captured(monkeypatch, [spec(), spec(seed=1)], digits)
+
+
+def test_strictly_a_refusal_is_an_error_with_its_whole_traceback(digits, spec, gpu, monkeypatch):
+    monkeypatch.setenv("GSTLIB_STRICT", "1")
+    failing(monkeypatch, gpu, "step", 32, error := RuntimeError("not permitted"))
+    with pytest.raises(RuntimeError) as raised:
+        train_captured(monkeypatch, [spec(), spec(seed=1)], digits)
+    assert raised.value is error and raised.traceback[-1].name == "act"
+    monkeypatch.setattr(engine, "_compiler", lambda: lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train_captured(monkeypatch, [spec()], digits, fuse=True)
+
+
+@pytest.mark.parametrize("off, left", [
+    ("capture", ["without capture"]), ("streams", ["CUDA graph", "without streams"]),
+    ("compile", ["CUDA graph", "streams", "without compile"]), (" streams, capture,", ["without capture", "without streams"])])
+def test_what_the_environment_switches_off_is_not_used_and_shown(digits, spec, gpu, monkeypatch, off, left):
+    monkeypatch.setenv("GSTLIB_WITHOUT", off)
+    monkeypatch.setattr(engine, "_compiler", lambda: pytest.fail("compiled"))
+    eager = train.train_group([spec()], digits)
+    captured = train_captured(monkeypatch, [spec()], digits, fuse="compile" in off)
+    pd.testing.assert_frame_equal(rows(captured, "epoch"), rows(eager, "epoch"), check_exact=True)
+    assert captured[0].provenance["techniques"] == left
+    assert bool(gpu.made) == ("capture" not in off)
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_without_the_fused_optimiser_steps_are_nearly_the_same(digits, spec, monkeypatch, name):
+    one = spec(optimiser=OptimiserSpec(name=name, momentum=0.9 * (name == "sgd"), epochs=1, milestones=(), batch_size=32))
+    fused = train.train(one, digits)
+    monkeypatch.setenv("GSTLIB_WITHOUT", "fused-optimiser")
+    plain = train.train(one, digits)
+    assert plain.provenance["techniques"] == ["without fused-optimiser"] and fused.provenance["techniques"] == []
+    assert plain.tables["epoch"][0]["train_loss"] == pytest.approx(fused.tables["epoch"][0]["train_loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("command", [["run", "figure2"], ["bench", "--quick"]])
+def test_a_switch_that_is_none_is_refused_at_once(command, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("GSTLIB_WITHOUT", "compile")  # put back in the end
+    for given in (["--without", "capture,steams"], []):
+        assert main([*command, "--results", str(tmp_path / "results"), *given]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and "steams, which cannot be switched off; choose from capture, streams" in said
+    assert not (tmp_path / "results").exists()
+
+
 def test_compiled_passes_give_the_eager_rows_and_are_shared(digits, spec, monkeypatch):
     # without code generation, which takes a minute: what is traced, and for whom, is the same
-    compiled = torch.compile(engine._loss_with, fullgraph=True, dynamic=False, backend="aot_eager")
+    compiled = torch.compile(engine._pass_with, fullgraph=True, dynamic=False, backend="aot_eager")
     engines = []
+    torch._dynamo.utils.counters.clear()
     monkeypatch.setattr(engine, "_compiler", lambda: compiled)
     monkeypatch.setattr(engine, "_skeletons", skeletons := {})
     specs = [spec(pruning=COMPANY[name], seed=seed)
-             for seed, name in enumerate(("none", "removed", "none", "zeroed", "noised passingly", "removed"))]
+             for seed, name in enumerate(("none", "noised passingly", "none", "noised passingly"))]
     eager = train.train_group(specs, digits)
     monkeypatch.setattr(train, "Engine", lambda replicas: engines.append(Engine(replicas, fuse=True)) or engines[-1])
     fused = train.train_group(specs, digits)
     for table in ("epoch", "event"):
         pd.testing.assert_frame_equal(rows(fused, table), rows(eager, table), check_exact=True)
     assert engines[0].fused and engines[0].techniques == ["compiled"]
-    assert len(skeletons) == 3  # unmasked, masked, masked with noise
+    assert len(skeletons) == 2  # unmasked, masked with noise
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4  # of each a training and a test pass
 
 
 def test_a_pass_that_cannot_be_compiled_is_said_and_left_eager(digits, spec, monkeypatch, capsys):
@@ -153,20 +299,23 @@ def test_a_compiler_that_is_switched_off_is_no_technique(monkeypatch, digits, sp
     monkeypatch.setattr(torch._dynamo.config, "disable", True)
     engine._compiler.cache_clear()
     group = train._Group([spec()], digits, torch.device("cpu"), lambda _: None, "")
-    assert Engine([group.runs[0].replica], fuse=True).techniques == []
+    assert Engine([group.runs[0].replica], fuse=True).techniques == ["without compile"]
     assert "torch.compile is switched off" in capsys.readouterr().err
 
 
-def test_a_pass_with_other_gradients_is_not_believed(digits, spec, monkeypatch, capsys):
-    def wrong(*arguments):
-        loss, logits = engine._loss_with(*arguments)
-        return 1.01 * loss, logits
+@pytest.mark.parametrize("what, factor", [("gradients are", 1.01), ("gradients are", float("nan")), ("test loss is", 1.01)])
+def test_a_pass_with_other_results_is_not_believed(digits, spec, monkeypatch, capsys, what, factor):
+    act_of = {"gradients are": engine.train_pass, "test loss is": engine.test_pass}
+
+    def wrong(act, model, tensors, *rest):
+        loss = act(lambda x: torch.func.functional_call(model, tensors, (x,)), *rest)
+        return factor * loss if act is act_of[what] else loss
 
     monkeypatch.setattr(engine, "_compiler", lambda: wrong)
     group = train._Group([spec()], digits, torch.device("cpu"), lambda _: None, "")
     before = {name: tensor.clone() for name, tensor in group.runs[0].replica.named_tensors().items()}
     assert not Engine([group.runs[0].replica], fuse=True).fused
-    assert "gradients are off by 1.0e-02" in capsys.readouterr().err
+    assert f"its {what} off by" in capsys.readouterr().err
     assert all(torch.equal(tensor, before[name]) for name, tensor in group.runs[0].replica.named_tensors().items())
 
 
@@ -222,12 +371,17 @@ def train_on_gpu(monkeypatch, specs, images, **how):
         return train.train_group(specs, images, "cuda")
 
 
-def assert_near(ours, theirs, tolerance):
-    """The same events, and losses that differ by rounding."""
-    ours, theirs = ([rows(results, table) for table in ("epoch", "event")] for results in (ours, theirs))
-    assert ours[1]["removed_total"].tolist() == theirs[1]["removed_total"].tolist()
-    for name in ("train_loss", "test_loss"):
-        assert ours[0][name].tolist() == pytest.approx(theirs[0][name].tolist(), rel=tolerance)
+def assert_near(ours, theirs):
+    """The same events, and losses that differ by rounding, which a few steps of Adam on nearly tied scores make larger."""
+    for table in ("epoch", "event"):
+        one, two = rows(ours, table), rows(theirs, table)
+        if table == "event":
+            assert one["removed_total"].tolist() == two["removed_total"].tolist()
+            continue
+        assert one["test_loss"].tolist() == pytest.approx(two["test_loss"].tolist(), rel=1e-2)
+        for first, tolerance in ((True, 1e-3), (False, 5e-2)):
+            losses = [frame["train_loss"][(frame["epoch"] == 0) == first].tolist() for frame in (one, two)]
+            assert losses[0] == pytest.approx(losses[1], rel=tolerance)
 
 
 @pytest.mark.cuda
@@ -235,7 +389,7 @@ def assert_near(ours, theirs, tolerance):
 def test_every_way_to_execute_a_step_on_a_gpu_trains_the_same(digits, spec, monkeypatch, how):
     specs = [spec(pruning=pruning, seed=seed) for seed, pruning in enumerate(COMPANY.values())]
     plain = train_on_gpu(monkeypatch, specs, digits, capture=False, fuse=False, autotune=False)
-    assert_near(train_on_gpu(monkeypatch, specs, digits, **how), plain, 1e-2)
+    assert_near(train_on_gpu(monkeypatch, specs, digits, **how), plain)
 
 
 @pytest.mark.cuda
@@ -245,7 +399,7 @@ def test_a_gpu_trains_as_a_cpu_does(digits, spec, monkeypatch, name):
     kinds = [pruning for name, pruning in COMPANY.items() if name != "noised"]
     optimiser = OptimiserSpec(name=name, lr=0.001, momentum=0.9 * (name == "sgd"), epochs=3, milestones=(1, 2), batch_size=32)
     specs = [spec(pruning=pruning, optimiser=optimiser, seed=seed) for seed, pruning in enumerate(kinds)]
-    assert_near(train_on_gpu(monkeypatch, specs, digits), train.train_group(specs, digits), 2e-2)
+    assert_near(train_on_gpu(monkeypatch, specs, digits), train.train_group(specs, digits))
 
 
 @pytest.mark.cuda
@@ -258,7 +412,7 @@ def test_passes_are_compiled_on_a_gpu(digits, spec, capsys):
 @pytest.mark.cuda
 def test_company_does_not_matter_on_a_gpu(digits, spec):
     specs = [spec(pruning=pruning, seed=seed) for seed, pruning in enumerate(COMPANY.values())]
-    assert_near(train.train_group(specs, digits, "cuda"), [train.train(one, digits, "cuda") for one in specs], 1e-2)
+    assert_near(train.train_group(specs, digits, "cuda"), [train.train(one, digits, "cuda") for one in specs])
 
 
 @pytest.mark.cuda
@@ -302,4 +456,4 @@ def test_a_run_on_a_gpu_goes_on_from_its_checkpoint(digits, spec, tmp_path):
     checkpoints, steps = Checkpoints(tmp_path, "cuda", 1e9), iter(range(100))
     with pytest.raises(train.Stopped):
         train.train_group(specs, digits, "cuda", checkpoints=checkpoints, stop=lambda: next(steps) == 4)
-    assert_near(train.train_group(specs, digits, "cuda", checkpoints=checkpoints), whole, 1e-2)
+    assert_near(train.train_group(specs, digits, "cuda", checkpoints=checkpoints), whole)

@@ -1,9 +1,11 @@
 import dataclasses
+import io
 import json
 import os
 import pickle
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 from gstlib.errors import InputError
-from gstlib.spec import OptimiserSpec, PruningSpec
+from gstlib.spec import FlatnessSpec, OptimiserSpec, PruningSpec
 from gstlib.training import checkpoint, train
 from gstlib.training.checkpoint import Checkpoints
 
@@ -27,8 +29,12 @@ def company(tiny_spec):
     kinds = [None, PRUNING, dataclasses.replace(PRUNING, effect="gaussian", batches=3),
              dataclasses.replace(PRUNING, effect="gaussian-transient", batches=3),
              dataclasses.replace(PRUNING, effect="zero", batches=3),
-             dataclasses.replace(PRUNING, target="R", effect="zero-restore", batches=3)]
-    return [dataclasses.replace(spec, pruning=pruning, seed=seed) for seed, pruning in enumerate(kinds)]
+             dataclasses.replace(PRUNING, target="R", effect="zero-restore", batches=3),
+             dataclasses.replace(PRUNING, score="activation", effect="zero-cumulative", batches=3),
+             dataclasses.replace(PRUNING, score="l2", scratch=True)]
+    company = [dataclasses.replace(spec, pruning=pruning, seed=seed) for seed, pruning in enumerate(kinds)]
+    measured = {"measures": ("bn-histogram", "flatness"), "measured_at": 1, "flatness": FlatnessSpec(20, 16, 3, 1, step=0.4)}
+    return [company[0], dataclasses.replace(company[1], **measured), *company[2:]]
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +231,8 @@ def test_removing_takes_what_a_killed_writer_left(kept):
     assert list(checkpoints.folder.iterdir()) == []
 
 
-@pytest.mark.parametrize("odd", ["folder", "pipe", "dangling link", "endless", "deep", "text as epoch"])
+@pytest.mark.parametrize("odd", ["folder", "pipe", "dangling link", "endless", "deep", "huge", "text as epoch",
+                                 "no epoch", "epoch too late", "step too late", "a list", "a list of kinds"])
 def test_what_is_no_checkpoint_is_passed_over_and_never_waited_for(kept, company, digits, whole, odd, capsys):
     checkpoints, spec = kept
     place = checkpoints.file(spec.id)
@@ -239,14 +246,58 @@ def test_what_is_no_checkpoint_is_passed_over_and_never_waited_for(kept, company
         place.symlink_to("/dev/zero" if odd == "endless" else "nowhere")
     elif odd == "deep":
         place.write_bytes(b"[" * 4000 + b"\n")
+    elif odd == "huge":
+        place.write_bytes(raw)
+        os.truncate(place, 2**40)
     else:
         line, _, content = raw.partition(b"\n")
-        head = json.loads(line) | {"epoch": "three"}
-        head.pop("sha256")
-        head["sha256"] = checkpoint.digest(head, content)
-        place.write_bytes(json.dumps(head).encode() + b"\n" + content)
-    assert checkpoints.position(spec.id) == (0, 0) and "is passed over" in capsys.readouterr().err
+        forge(place, content, **{"text as epoch": {"epoch": "three"}, "no epoch": {"epoch": None}, "a list of kinds": {"kind": []},
+                                 "epoch too late": {"epoch": 10**4000}, "step too late": {"step": 10**9},
+                                 "a list": {}}[odd], head=json.loads(line))
+        if odd == "a list":
+            place.write_bytes(b"[]\n" + content)
+    assert odd == "step too late" or checkpoints.position(spec.id) == (0, 0)
     assert_same(go([spec], digits, checkpoints), whole[1:2])
+    assert capsys.readouterr().err.count("is passed over") == 1  # once, however often it was read
+
+
+def forge(place, content, head, **changes):
+    """Write a checkpoint with a right digest, whatever is in it."""
+    head = head | changes
+    head.pop("sha256", None)
+    head["sha256"] = checkpoint.digest(head, content)
+    place.write_bytes(json.dumps(head).encode() + b"\n" + content)
+
+
+FORGED = {
+    "nothing": lambda state: {}, "a list": lambda state: [1], "no run": lambda state: {**state, "run": None},
+    "another network": lambda state: {**state, "run": {**state["run"], "replica": {}}},
+    "no tables": lambda state: {**state, "run": {**state["run"], "tables": "{}"}},
+    "rows of other epochs": lambda state: {**state, "run": {**state["run"], "tables": json.dumps(
+        {"epoch": [], "event": [], "histogram": [], "final": []})}},
+    "resumed a text": lambda state: {**state, "resumed": "once"},
+}
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_a_sealed_checkpoint_without_its_run_s_state_is_passed_over(kept, digits, whole, what, capsys):
+    checkpoints, spec = kept
+    epoch, step = checkpoints.position(spec.id)
+    checkpoints.save(spec.id, epoch, step, FORGED[what](checkpoints.load(spec.id)))
+    results = go([spec], digits, checkpoints)
+    assert_same(results, whole[1:2])
+    assert results[0].provenance["resumed"] == 0 and capsys.readouterr().err.count("is passed over") == 1
+
+
+def test_a_compressed_checkpoint_is_passed_over_unread(kept, capsys):
+    checkpoints, spec = kept
+    line, _, content = checkpoints.file(spec.id).read_bytes().partition(b"\n")
+    packed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    forge(checkpoints.file(spec.id), packed.getvalue(), json.loads(line))
+    assert checkpoints.load(spec.id) is None and "compressed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("every", [0, -1.0, float("nan")])

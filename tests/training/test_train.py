@@ -12,15 +12,15 @@ from scipy import stats
 from torch import nn
 
 import gstlib
-from gstlib import models
+from gstlib import flatness, models
 from gstlib.data import Images, Loader
 from gstlib.errors import InputError
 from gstlib.pruner import Pruner
 from gstlib.pruning import Schedule
-from gstlib.spec import DataSpec, ModelSpec, OptimiserSpec, PruningSpec
+from gstlib.spec import DataSpec, FlatnessSpec, ModelSpec, OptimiserSpec, PruningSpec
 from gstlib.training import train
 from gstlib.training.engine import Engine, Replica, pick_device
-from gstlib.training.measures import bn_histogram
+from gstlib.training.measures import bn_histogram, measure_flatness
 
 CPU = torch.device("cpu")
 
@@ -39,6 +39,8 @@ def four_epochs(lr: float = 0.001, **fields) -> OptimiserSpec:
     return OptimiserSpec(epochs=4, batch_size=32, milestones=(2, 3), lr=lr, **fields)
 
 
+HOW = FlatnessSpec(20, 16, 3, 2, step=0.2)
+
 RUNS = {
     "unpruned": {},
     "random filters": {"pruning": pruning(target="R")},
@@ -48,6 +50,11 @@ RUNS = {
     "bf16": {"pruning": pruning(), "precision": "bf16", "channels_last": True},
     "resnet18 by sgd": {"model": ModelSpec("resnet18", 1 / 16),
                         "optimiser": OptimiserSpec("sgd", 0.01, 0.9, 1e-4, batch_size=32, epochs=2)},
+    "resnet20, activations": {"model": ModelSpec("resnet20", 1 / 2), "pruning": PruningSpec(
+        ("stage3.2.conv1", "stage3.2.conv2"), (0, 1), (1, 2), (0.3, 0.5), 1, score="activation")},
+    "before training": {"pruning": pruning(score="l2", scratch=True)},
+    "zeroed and restored": {"pruning": pruning(target="L", score="l2", effect="zero-cumulative", batches=3)},
+    "flatness": {"pruning": pruning(), "measures": ("flatness",), "measured_at": 1, "flatness": HOW},
     "conv4": {"model": ModelSpec("conv4", 1 / 8), "pruning": PruningSpec(("fc1",), (0,), (3,), (0.5,), 1, score="l2")},
 }
 
@@ -126,6 +133,22 @@ def test_event_rows_of_a_pruned_run(digits, tiny_spec):
     # a filter of conv7 or conv8 has 32 * 9 weights, a bias, a scale and a shift
     whole = epochs[0]["parameters"] + 4 * 291
     assert [row["parameters"] for row in epochs] == [whole - 291 * n for n in (4, 18, 23, 37)]
+
+
+def test_filters_are_removed_before_the_first_step(digits, tiny_spec):
+    spec = tiny_spec(pruning=pruning(score="l2", scratch=True), optimiser=four_epochs())
+    torch.manual_seed(train._seed(spec, "model"))
+    model = models.build("vgg11", 10, 1 / 16)
+    result = train.train(spec, digits)
+    rows = result.tables["event"]
+    assert [(row["epoch"], row["layer"], row["removed"], row["removed_total"]) for row in rows] == [
+        (-1, "conv7", 9, 9), (-1, "conv8", 28, 28)]
+    smallest = model.conv8.weight.detach().double().flatten(1).norm(dim=1).sort().values[:28]
+    assert rows[1]["mean_score"] == pytest.approx(float(smallest.mean()))
+    assert rows[0]["t_post"] == rows[1]["t_pre"] and 0 <= rows[0]["t_pre"] < 0.5, "the network knows nothing yet"
+    # of each filter its 9 weights a channel before it, bias, scale and shift
+    gone = 9 * (9 * 32 + 3) + 28 * (9 * 32 + 3)
+    assert {row["parameters"] for row in result.tables["epoch"]} == {sum(p.numel() for p in model.parameters()) - gone}
 
 
 def test_t_post_is_the_accuracy_that_the_next_epoch_starts_from(digits, tiny_spec):
@@ -225,6 +248,49 @@ def test_histogram_and_ks_agree_with_scipy(digits):
         expected, _ = np.histogram(z.clamp(-5, 5).numpy(), np.linspace(-5, 5, 81))
         assert np.abs(np.array([row["count"] for row in part]) - expected).sum() <= 4
         assert {row["epoch"] for row in part} == {7} and sum(row["count"] for row in part) == z.numel()
+
+
+def test_flatness_is_measured_at_its_epoch_before_the_event_and_changes_nothing(digits, tiny_spec):
+    """An event strikes at epoch 1, where both are measured: the pruned network is still the other."""
+    late = PruningSpec(("conv7", "conv8"), (1, 1), (3, 3), (0.3, 0.9), 2)
+    measured = {"measures": ("flatness",), "measured_at": 1, "flatness": HOW, "optimiser": four_epochs()}
+    plain, pruned = (without_seconds(train.train(tiny_spec(**measured, pruning=p), digits)) for p in (None, late))
+    for name, rows in (("flatness", 1), ("eigenvalue", 3), ("direction", 10)):
+        assert plain[name] == pruned[name] and len(plain[name]) == rows
+    unmeasured = without_seconds(train.train(tiny_spec(optimiser=four_epochs(), pruning=late), digits))
+    for name in ("epoch", "event", "final"):
+        assert pruned[name] == unmeasured[name]
+    last = without_seconds(train.train(tiny_spec(**measured | {"measured_at": None}), digits))
+    assert last["flatness"] != plain["flatness"] and last["flatness"][0]["epoch"] == "3"
+
+
+def test_flatness_rows_are_those_of_images_of_all_classes_measured_by_hand(digits, tiny_spec):
+    order = digits.test_y.argsort()  # as a folder comes, class by class
+    ordered = dataclasses.replace(digits, test_x=digits.test_x[order], test_y=digits.test_y[order])
+    loader = Loader(ordered, 32, augment=False, seed=0, device=CPU, channels_last=True)
+    model = models.build("vgg11", 10, 1 / 16).to(memory_format=torch.channels_last)
+    tables = measure_flatness(model, loader, 7, HOW)
+    (row,), values = tables["flatness"], [each["eigenvalue"] for each in tables["eigenvalue"]]
+    chosen = torch.randperm(355, generator=torch.Generator().manual_seed(0))[:20]
+    x, y = loader.normalise(ordered.test_x[chosen]), ordered.test_y[chosen]
+    assert len(set(y.tolist())) > 5 and model.training and row["epoch"] == 7
+    with torch.no_grad():
+        logits = model.eval()(x)
+    assert row["loss"] == pytest.approx(float(nn.functional.cross_entropy(logits, y)), rel=1e-5)
+    assert row["accuracy"] == float((logits.argmax(1) == y).double().mean())
+    norms, mean = flatness.gradients(model, x, y)
+    assert row["trace"] == pytest.approx(float(norms.mean()), rel=1e-5)
+    assert row["trace_error"] == pytest.approx(np.std(norms.numpy(), ddof=1) / 20**0.5, rel=1e-5)
+    assert row["trace_centred"] == pytest.approx(float(norms.mean() - mean.square().sum()), rel=1e-4)
+    assert values == pytest.approx(flatness.leading(flatness.hessian(model, x[:16], y[:16]), 3)[0].tolist(), rel=1e-3)
+    assert row["curvature_other"] < sum(values) and row["relative_mean"] <= row["relative_worst"]
+    assert [(each["number"], each["step"]) for each in tables["direction"]] == [(n, step) for n in (1, 2) for step in HOW.steps]
+    assert tables["direction"][2]["loss"] == row["loss"]
+
+
+def test_too_few_test_images_for_flatness_are_said_before_training(digits, tiny_spec):
+    with pytest.raises(InputError, match="on 512 test images, .* but there are 40"):
+        train.train(tiny_spec(measures=("flatness",)), digits, progress=pytest.fail)
 
 
 def test_activations_of_an_untrained_vgg19_are_normalised_and_near_normal():

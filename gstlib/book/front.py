@@ -122,6 +122,10 @@ def banner(store: Store, profile: str) -> str:
 def write_head(table: pd.DataFrame, store: Store, profile: str, data: str | None, seeds, output: str) -> None:
     """Write to `output` what `book/_ext/page_head.py` puts at the head of every page: banner.html, and card.png, the
     picture that a link to the book is shown with (where there are runs)."""
-    Path(output, "banner.html").write_text(banner(store, profile))
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "banner.html").write_text(banner(store, profile))
     if runs := figure1(table, store, profile, data, seeds):
-        Path(output, "card.png").write_bytes(moving.png(moving.linked(runs)))
+        (folder / "card.png").write_bytes(moving.png(moving.linked(runs)))
+    else:  # none of an earlier time
+        (folder / "card.png").unlink(missing_ok=True)

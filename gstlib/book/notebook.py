@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import altair as alt
 import pandas as pd
 from IPython import get_ipython
 from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
 
 from gstlib import experiments
+from gstlib.book import moving
 from gstlib.errors import InputError, check_choice
 from gstlib.reading import figures, text
 from gstlib.reading.study import Study, command, study
@@ -132,6 +134,12 @@ class Chapter:
         links["notebook"] = f"path:{self.name}.ipynb"
         listed = " · ".join(f"[{kind}]({target})" for kind, target in links.items())
         self.say(f"*{seen}* {caption} {listed}")
+
+    def move(self, study: Study, draw: Callable[[Study], alt.TopLevelMixin], name: str, seen: str) -> None:
+        """Display a figure that moves (`moving`) with its caption; nothing where no run is stored."""
+        if not study.runs.empty:
+            display(moving.html(draw(study), name))
+            self.say(f"*{seen}* {text.caption(study)}")
 
     def say(self, words: str) -> None:
         """Display Markdown."""

@@ -8,6 +8,7 @@ the same values and gradients to the last bit and reads and writes a quarter.
 from __future__ import annotations
 
 import functools
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
@@ -20,6 +21,7 @@ from gstlib.errors import InputError, check_choice
 VGG_LAYOUT = {
     "vgg11": (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"),
     "vgg19": (64, 64, "M", 128, 128, "M", *(256,) * 4, "M", *(512,) * 4, "M", *(512,) * 4, "M"),
+    "conv6-gn": (64, "M", 128, "M", 256, "M", 256, "M", 512, 512, "M"),  # ours, with group normalisation
 }
 
 
@@ -41,7 +43,10 @@ def conv4(num_classes: int, width: float) -> nn.Module:
 
 
 def vgg(name: str, num_classes: int, width: float) -> nn.Module:
-    """VGG with batch normalisation and a single linear layer; convolutions keep their biases."""
+    """VGG with batch normalisation and a single linear layer; convolutions keep their biases.
+
+    A name that ends in "-gn" has group normalisation in its place, of eight groups as far as the channels allow.
+    """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     channels, conv, pool = 3, 0, 0
     for entry in VGG_LAYOUT[name]:
@@ -53,7 +58,10 @@ def vgg(name: str, num_classes: int, width: float) -> nn.Module:
         conv += 1
         out = _scaled(entry, width)
         layers[f"conv{conv}"] = Conv2d(channels, out, 3, padding=1)
-        layers[f"bn{conv}"] = nn.BatchNorm2d(out)
+        if name.endswith("-gn"):
+            layers[f"gn{conv}"] = nn.GroupNorm(math.gcd(8, out), out)
+        else:
+            layers[f"bn{conv}"] = nn.BatchNorm2d(out)
         layers[f"relu{conv}"] = nn.ReLU(inplace=True)
         channels = out
     layers["flatten"] = nn.Flatten()
@@ -123,6 +131,7 @@ _BUILDERS = {
     "conv4": conv4,
     "vgg11": lambda classes, width: vgg("vgg11", classes, width),
     "vgg19": lambda classes, width: vgg("vgg19", classes, width),
+    "conv6-gn": lambda classes, width: vgg("conv6-gn", classes, width),
     "resnet18": functools.partial(resnet, (64, 128, 256, 512), 2, projection),
     "resnet20": functools.partial(resnet, (16, 32, 64), 3, Padding),
     "resnet56": functools.partial(resnet, (16, 32, 64), 9, Padding),

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from gstlib.errors import InputError, check_choice
 from gstlib.pruning import Schedule, check_method
 
-MODELS = ("conv4", "vgg11", "vgg19", "resnet18", "resnet20", "resnet56")
+MODELS = ("conv4", "vgg11", "vgg19", "conv6-gn", "resnet18", "resnet20", "resnet56")
 DATASETS = ("digits", "cifar10", "cifar10-folder", "cifar100", "svhn", "fashion-mnist")
 PRECISIONS = ("float32", "tf32", "bf16")
 MEASURES = ("bn-histogram", "flatness")
@@ -58,6 +58,8 @@ class DataSpec:
 
     `fingerprint` is the sha256 (hex) over the whole set's pixels and labels,
     `train_size` and `test_size` a class-balanced prefix of it (None: all).
+    `wrong_labels` is the share of the training labels that are replaced, see
+    `gstlib.data.batches.mislabelled`; test labels stay.
     """
 
     name: str
@@ -66,9 +68,13 @@ class DataSpec:
     train_size: int | None = None
     test_size: int | None = None
     augment: bool = False
+    wrong_labels: float = later(0.0)
 
     def __post_init__(self):
+        _as_floats(self, "wrong_labels")
         check_choice("data set", self.name, DATASETS)
+        if not 0 <= self.wrong_labels < 1:
+            raise InputError(f"wrong_labels is a share, 0 or more and below 1, not {self.wrong_labels}")
         if self.classes < 2:
             raise InputError(f"a data set needs at least 2 classes, not {self.classes}")
         for name in ("train_size", "test_size"):
@@ -103,13 +109,16 @@ class OptimiserSpec:
     epochs: int = 325
     milestones: tuple[int, ...] = (150, 300)
     decay: float = 0.1
+    label_smoothing: float = later(0.0)
 
     def __post_init__(self):
-        _as_floats(self, "lr", "momentum", "weight_decay", "decay")
+        _as_floats(self, "lr", "momentum", "weight_decay", "decay", "label_smoothing")
         check_choice("optimiser", self.name, ("adam", "sgd"))
         for name in ("momentum", "weight_decay", "decay"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise InputError(f"{name} must be finite and not negative, not {getattr(self, name)}")
+        if not 0 <= self.label_smoothing < 1:
+            raise InputError(f"label_smoothing is a share, 0 or more and below 1, not {self.label_smoothing}")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise InputError(f"lr must be positive, not {self.lr}")
         if self.epochs < 1 or self.batch_size < 2:

@@ -23,12 +23,16 @@ def rows(spec, final, fall, train=0.9, lift=0.0, score=0.0):
         events = [{"epoch": e, "layer": layer, "units": 64, "removed": 1, "removed_total": 1, "t_pre": 0.5,
                    "t_post": 0.5 - fall, **deciles, "mean_score": score + e, "negative_scales": 0}
                   for e in range(-1, last + 1) for i, layer in enumerate(p.layers) if e in p.schedule.event_epochs(i)]
+    fitted = {"train_true": train, "train_wrong": train - fall} if spec.data.wrong_labels else {}
+    for event in events if fitted else ():
+        event |= {"train_true_pre": 0.9, "train_true_post": 0.9 - fall, "train_wrong_pre": 0.8,
+                  "train_wrong_post": 0.8 - 1.5 * fall}
     flat = made_up_flatness(spec, fall) if "flatness" in spec.measures else {}
     if "bn-histogram" in spec.measures:
         bars = [{"epoch": when, "layer": f"bn{n}", "layer_index": n, "ks": 0.005 * n + 0.1 * (when > 0), "sd": 1.0,
                  "left": left, "right": left + 1, "count": 10 + n}
                 for when in (-1, last) for n in range(16) for left in range(-5, 5)]
-    ended = [{"images": 1000, "accuracy": final, "loss": 1.0, "train_accuracy": train, "train_loss": 0.1}]
+    ended = [{"images": 1000, "accuracy": final, "loss": 1.0, "train_accuracy": train, "train_loss": 0.1} | fitted]
     return {"epoch": epochs, "event": events, "histogram": bars, "final": ended} | flat
 
 

@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import altair as alt
 import pandas as pd
 from IPython import get_ipython
 from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
 
 from gstlib import experiments
+from gstlib.book import moving
 from gstlib.errors import InputError, check_choice
 from gstlib.reading import figures, text
 from gstlib.reading.study import Study, command, study
@@ -90,11 +92,20 @@ class Chapter:
     def __init__(self, name: str, names: Sequence[str], *, profile: str, data: str | None, seeds, results: str,
                  output: str, **how):
         self.store = prepare(names, profile=profile, data=data, seeds=seeds, results=results, output=output, **how)
-        self.name, self.output = name, Path(output)
+        self.name, self.output, self.profile, self.seeds = name, Path(output), profile, seeds
         if not any(about["profile"] == profile for _, _, about in self.store.about()):
             made_by = command(names, profile, data or experiments.profile(profile).data, self.store.path, seeds)
             raise InputError(f"{self.store.path.absolute()} holds no run at profile {profile!r}; make them with: {made_by}")
         self.studies = [study(self.store, figure, profile, data, seeds) for figure in names]
+
+    def on(self, data: str, figure: str) -> Study | None:
+        """What the store holds of `figure` on the data set `data`; where that is nothing, None, and the command is shown."""
+        try:
+            return study(self.store, figure, self.profile, data, self.seeds)
+        except InputError:
+            made_by = command(figure, self.profile, data, self.store.path, self.seeds)
+            self.say(f"*On `{data}` nothing is there yet. Make the runs with* `{made_by}`.")
+            return None
 
     def show(self, study: Study, draw: Callable[[Study], Figure], name: str, seen: str,
              rows: Callable[[Study], pd.DataFrame] = lambda study: study.runs, confidence: float = 0.95) -> None:
@@ -123,6 +134,12 @@ class Chapter:
         links["notebook"] = f"path:{self.name}.ipynb"
         listed = " · ".join(f"[{kind}]({target})" for kind, target in links.items())
         self.say(f"*{seen}* {caption} {listed}")
+
+    def move(self, study: Study, draw: Callable[[Study], alt.TopLevelMixin], name: str, seen: str) -> None:
+        """Display a figure that moves (`moving`) with its caption; nothing where no run is stored."""
+        if not study.runs.empty:
+            display(moving.html(draw(study), name))
+            self.say(f"*{seen}* {text.caption(study)}")
 
     def say(self, words: str) -> None:
         """Display Markdown."""

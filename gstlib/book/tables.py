@@ -47,7 +47,8 @@ def runs(store: Store) -> pd.DataFrame:
     rows = []
     for run_id, found in store.runs():
         spec, about = found.spec, found.provenance
-        users = _users(about["profile"], dataclasses.replace(spec.data, augment=False), spec.seed).get(run_id, {})
+        data = dataclasses.replace(spec.data, augment=False, wrong_labels=0.0)
+        users = _users(about["profile"], data, spec.seed).get(run_id, {})
         width = "" if spec.model.width == 1 else f", width {spec.model.width:g}"
         made_with = {"Python": about.get("python")} | about.get("versions", {})
         rows.append({
@@ -113,6 +114,21 @@ def aside(row: dict, prefix: str = "") -> str:
         words.append(f"effects from {text.number(smallest, math.nan, math.nan, unit)} on would be found")
         words += [f"the one seen needs {needed:.0f} seeds"] if needed < 1e6 else []
     return ", ".join(words)
+
+
+def answers(table: pd.DataFrame) -> str:
+    """Predictions with their rules and what the runs answer (`gstlib.claims.beyond.answers`), as Markdown."""
+    blocks = []
+    for row in table.to_dict("records"):
+        if row["verdict"] == NOT_RUN:
+            told = row["why"].partition("; make them")[0] or "no run"
+        else:
+            told = ", ".join(filter(None, [f"{number(row)}, n = {row['n']}", aside(row)]))
+        parts = "".join(f"\n> - {part}" for part in filter(None, row["note"].split("; ")))
+        blocks.append(f"> **{row['id']}, predicted on {row['day']}.** {row['statement']}\n>\n"
+                      f"> *Rule:* {row['statistic']}; {row['test']}.\n>\n"
+                      f"> *Answer:* **{row['verdict']}**: {told}.\n>{parts}")
+    return "\n\n<!-- -->\n\n".join(blocks)
 
 
 def verdicts(ids: Iterable[str], studies: Iterable[Study], store: Store, data: str | None = None) -> str:

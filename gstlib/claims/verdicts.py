@@ -23,7 +23,8 @@ FULL_WIDTH = ("paper", "quarter")  # the profiles that speak about the paper, th
 SMALL = "mini"
 _FOUND = ("estimate", "low", "high", "confidence", "n", "runs", "unit", "p", "p_holm",
           "smallest_effect", "seeds_needed")
-_SHARES = {"accuracy": "final_accuracy", "gap": "gap", "mean_instability": "mean_instability"}  # shown in points
+_SHARES = {"accuracy": "final_accuracy", "gap": "gap", "mean_instability": "mean_instability",
+           "wrong_fitted": "final_train_wrong"}  # shown in points
 
 
 class _Once(Store):
@@ -43,6 +44,10 @@ def values(study: Study, column: str) -> pd.DataFrame:
         return measures.recovered_within(measures.recovery(study.epochs, study.events))
     if column == "pattern":
         return measures.pattern(study.events, PRUNE_L)
+    if column == "back":
+        return measures.back(study.epochs, study.events)
+    if column == "forgotten":
+        return measures.forgotten(study.events).assign(forgotten=lambda rows: 100 * rows["forgotten"])
     if column in ("ninth_over_fifth", "exponential_fit"):
         return measures.decile_shapes(study.events, study.epochs)
     if column in measures.SHARPNESS:

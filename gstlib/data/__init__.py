@@ -8,7 +8,7 @@ from importlib import import_module
 from gstlib.data.identity import SIZES, Known, recall
 
 _ROOMS = {"Images": "sources", "SIDE": "sources", "fingerprint": "sources", "load": "sources",
-          "Loader": "batches", "crop_and_flip": "batches"}
+          "Loader": "batches", "crop_and_flip": "batches", "mislabelled": "batches"}
 
 
 def __getattr__(name: str):

@@ -21,6 +21,7 @@ class Loader:
                  device: torch.device, channels_last: bool):
         images = images.to(device)
         self.x, self.y, self.test_x, self.test_y = images.train_x, images.train_y, images.test_x, images.test_y
+        self.smoothing = 0.0  # of the labels that are trained on; whoever trains says how much
         self.batch_size, self.augment, self.device = batch_size, augment, device
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.generator = torch.Generator().manual_seed(seed)
@@ -93,6 +94,20 @@ class Loader:
         """The next `size` test images (float32) and labels, in their order."""
         places = self._next(size)
         return self.normalise(self.test_x[places]), self.test_y[places]
+
+
+def mislabelled(y: torch.Tensor, share: float, classes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labels `y` (n,) of which `share` are replaced, and which these are (n,) bool.
+
+    As many as round(share n), but at least one and never all, drawn without regard to class; each becomes any of the
+    other classes with equal chance.  The draw comes from `seed` alone, wherever the labels lie.
+    """
+    generator, n = torch.Generator().manual_seed(seed), len(y)
+    chosen = torch.randperm(n, generator=generator)[:min(max(1, round(share * n)), n - 1)]
+    shift = torch.zeros(n, dtype=y.dtype)
+    shift[chosen] = torch.randint(1, classes, (len(chosen),), generator=generator)
+    shift = shift.to(y.device)
+    return (y + shift) % classes, shift > 0
 
 
 def _sizes(n: int, batch_size: int) -> list[int]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from gstlib.errors import check_choice
+from gstlib.experiments.beyond import BEYOND
 from gstlib.experiments.campaign import CAMPAIGN, Stage
 from gstlib.experiments.figures import EARLY, Experiment, Labelled
 from gstlib.experiments.final import FINAL
@@ -14,7 +15,7 @@ from gstlib.experiments.profiles import PROFILES, Profile, Size, data_spec, pars
 __all__ = ["CAMPAIGN", "EXPERIMENTS", "PROFILES", "Experiment", "Labelled", "Profile", "Size", "Stage", "data_spec",
            "every", "experiment", "listed", "parse_seeds", "profile", "scaled_schedule"]
 
-EXPERIMENTS = {what.name: what for what in (*EARLY, *FINAL)}
+EXPERIMENTS = {what.name: what for what in (*EARLY, *FINAL, *BEYOND)}
 
 
 def experiment(name: str) -> Experiment:

@@ -15,6 +15,7 @@ class Stage(NamedTuple):
 
 _MINI = ("figure1-vgg11", "figure5", "figure1-resnet18", "figure4", "figure2", "figure3", "figure1-resnet18-v4",
          "final-figure2", "final-figure3", "final-figure5", "final-figure4")
+_BEYOND = ("beyond-when", "beyond-labels", "beyond-dose", "beyond-regularisers")
 
 # The order in which runs are worth most, by the type of device at hand.  A verdict needs three seeds in every
 # configuration, the sooner where more claims rest on them, and seeds come in whole rounds.
@@ -34,6 +35,7 @@ CAMPAIGN = {
         Stage("final-figure4", "mini", 3),
         *(Stage(figure, "mini", 5) for figure in _MINI),
         *(Stage(figure, "mini", 3) for figure in ("final-figureB2", "final-figureC3", "final-tableC1")),
+        *(Stage(figure, "mini", 3) for figure in _BEYOND),
         *(Stage(figure, "mini", 10) for figure in _MINI),
         Stage("precision", "mini", 5),
         Stage("figure2", "paper", 3),
@@ -58,5 +60,6 @@ CAMPAIGN = {
         *(Stage(figure, "quarter", 10) for figure in ("figure4", "figure5")),
         *(Stage(figure, "paper", 10) for figure in ("figure1-resnet18", "figure2", "figure4", "figure5")),
         Stage("figure3", "paper", 3),
+        *(Stage(figure, "quarter", 3) for figure in _BEYOND),
     ),
 }

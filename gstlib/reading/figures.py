@@ -35,8 +35,9 @@ _NOISES = {("zero", 0): "#999933", ("zero", 50): "#44AA99", ("zero", 1105): "#66
            ("gaussian-transient", 1105): "#DDCC77", ("gaussian-transient", 1500): "#CC6677",
            ("zero", 1): "#999933", ("gaussian", 1): "#B79F45", ("zero-cumulative", 89): "#44AA99",
            ("zero-cumulative", 630): "#6699CC", ("zero-cumulative", 1220): "#AA4499", ("zero-cumulative", 2480): "#332288"}
+DIVERGING = sns.color_palette("vlag_r", as_cmap=True)  # red below, blue above
 _ONE_SHOT = "#661100"
-_FEWEST = 3  # with fewer runs these are drawn themselves, and no band
+FEWEST = 3  # with fewer runs these are drawn themselves, and no band
 _PER_CENT = FuncFormatter(lambda value, _: f"{100 * value:.4g}%")  # 10% and 91.5%, no needless decimals
 
 
@@ -50,7 +51,7 @@ def style() -> None:
         "savefig.dpi": 200, "font.family": "DejaVu Sans"})
 
 
-def _axes(x: str = "", y: str = "", shares: bool = True) -> Axes:
+def axes(x: str = "", y: str = "", shares: bool = True) -> Axes:
     """An empty panel with the names of its axes; shares go up it as per cent."""
     style()
     ax = Figure(figsize=(5.2, 4.2), layout="constrained").subplots()
@@ -60,18 +61,18 @@ def _axes(x: str = "", y: str = "", shares: bool = True) -> Axes:
     return ax
 
 
-def _with_legend(ax: Axes, columns: int = 2) -> Figure:
+def with_legend(ax: Axes, columns: int = 2) -> Figure:
     """The figure, its legend beneath the picture, where it hides nothing."""
     ax.legend(loc="upper center", bbox_to_anchor=(0.44, 0), borderaxespad=4.4, ncols=columns, fontsize=10,
               handlelength=2.4, columnspacing=1.4)
     return ax.figure
 
 
-def _line(ax: Axes, points: pd.DataFrame, x: str, y: str, colour: str, label: str, confidence: float = 0.95,
+def line(ax: Axes, points: pd.DataFrame, x: str, y: str, colour: str, label: str, confidence: float = 0.95,
           bars: bool = False, **look) -> None:
     """The mean over seeds with its pointwise t interval, a band or bars; the runs themselves where they are few."""
     points = points.groupby(["seed", x], as_index=False)[y].mean()  # layers struck after one epoch are no further seeds
-    if points["seed"].nunique() < _FEWEST:
+    if points["seed"].nunique() < FEWEST:
         for number, (_, run) in enumerate(points.groupby("seed")):
             ax.plot(run[x], run[y], color=colour, label=None if number else label, **look)
         return
@@ -155,7 +156,7 @@ def accuracy_by_epoch(study: Study, labels: list[str] | None = None, confidence:
     `labels` picks configurations (default, as in Figure 1 left: all that score by E[BN]); what has no stored run is
     not drawn, and the caption says so.  Unstructured pruning is dashed.
     """
-    ax = _axes("epoch", "test accuracy" + (", noise off" if column.endswith("clean") else ""))
+    ax = axes("epoch", "test accuracy" + (", noise off" if column.endswith("clean") else ""))
     arrows = labels is None
     if arrows:
         labels = [label for label in study.labels if not ((p := study.spec(label).pruning) and p.score == "l2")]
@@ -164,7 +165,7 @@ def accuracy_by_epoch(study: Study, labels: list[str] | None = None, confidence:
     for label in labels:
         p, colour = study.spec(label).pruning, method_colour(study.printed[label])
         large = p is not None and p.target == "L" and p.effect.startswith("remove")
-        _line(ax, points[points["label"] == label], "epoch", "accuracy", colour, legend_name(study, label), confidence,
+        line(ax, points[points["label"] == label], "epoch", "accuracy", colour, legend_name(study, label), confidence,
               linewidth=1.6 if large else 1.2, linestyle=(0, (3, 1.2)) if p and p.structure == "weight" else "-")
         if arrows and large:
             for epoch, low in study.events[study.events["label"] == label].groupby("epoch")["t_post"].mean().items():
@@ -173,12 +174,12 @@ def accuracy_by_epoch(study: Study, labels: list[str] | None = None, confidence:
     last = points["epoch"].max()
     bottom = points.loc[points["epoch"] > 0.05 * last, "accuracy"].quantile(0.01)
     ax.set(xlim=(0, last), ylim=(max(0, bottom - 0.07), min(1, points["accuracy"].max() + 0.03)))
-    return _with_legend(ax)
+    return with_legend(ax)
 
 
 def single_run(study: Study, label: str, seed: int) -> Figure:
     """One run: training accuracy, test accuracy and the fall at each event."""
-    ax, study = _axes("epoch", "accuracy"), study.restrict([label], seed)
+    ax, study = axes("epoch", "accuracy"), study.restrict([label], seed)
     epochs, events, points = study.epochs, study.events, traces(study)
     ax.plot(epochs["epoch"], epochs["train_accuracy"], color=_BLACK, linewidth=1.2, linestyle="--", label="training")
     ax.plot(points["epoch"], points["accuracy"], color=method_colour(study.printed[label]), linewidth=1.6, label="test")
@@ -187,7 +188,7 @@ def single_run(study: Study, label: str, seed: int) -> Figure:
                 marker=marker, markerfacecolor=face, markersize=6, clip_on=False, zorder=3,
                 label="$t_{%s}$" % column[2:])
     ax.set_xlim(0, epochs["epoch"].max())
-    return _with_legend(ax, 4)
+    return with_legend(ax, 4)
 
 
 def instability_by_epoch(study: Study) -> Figure:
@@ -195,16 +196,16 @@ def instability_by_epoch(study: Study) -> Figure:
 
     The scale is logarithmic above a tenth of a point and linear below, where an event may change nothing.
     """
-    ax, points = _axes("epoch of the event", "instability (points)"), measures.instability(study.events)
+    ax, points = axes("epoch of the event", "instability (points)"), measures.instability(study.events)
     for label in drawn(study, points["label"].unique()):
-        _line(ax, points[points["label"] == label], "epoch", "instability", method_colour(study.printed[label]),
+        line(ax, points[points["label"] == label], "epoch", "instability", method_colour(study.printed[label]),
               legend_name(study, label), marker="o", markersize=4, markeredgewidth=0, linewidth=1,
               linestyle="--" if study.spec(label).pruning.score == "l2" else "-")
     ax.set_yscale("symlog", linthresh=0.001, linscale=0.4)
     ax.yaxis.set_major_formatter(_PER_CENT)  # the scale has brought its own
     ax.yaxis.set_minor_locator(NullLocator())
     ax.set(xlim=(0, None), ylim=(0, None))
-    return _with_legend(ax)
+    return with_legend(ax)
 
 
 def accuracy_by_instability(study: Study) -> Figure:
@@ -213,7 +214,7 @@ def accuracy_by_instability(study: Study) -> Figure:
     The title states the paper's description, Pearson's r pooled over the pruned runs with its p; the unpruned mean is
     a dotted line.
     """
-    ax = _axes("mean instability (points of test accuracy)", "final test accuracy")
+    ax = axes("mean instability (points of test accuracy)", "final test accuracy")
     ax.xaxis.set_major_formatter(_PER_CENT)
     for label, runs in study.runs.groupby("label", sort=False):
         pruning, colour = study.spec(label).pruning, method_colour(study.printed[label])
@@ -226,7 +227,7 @@ def accuracy_by_instability(study: Study) -> Figure:
     r, p, n = pooled(study.runs)
     if np.isfinite(r):
         ax.set_title(f"pooled r = {r:.2f}, p = {p:.2g}, n = {n}", fontsize="small")
-    return _with_legend(ax)
+    return with_legend(ax)
 
 
 def accuracy_by_stability(study: Study, by: str = "target") -> Figure:
@@ -234,7 +235,7 @@ def accuracy_by_stability(study: Study, by: str = "target") -> Figure:
 
     One colour for each value of the column `by`, "target" or "model"; marks carry r as printed.
     """
-    ax = _axes("stability (mean share of t_pre that an event leaves)", "final test accuracy")
+    ax = axes("stability (mean share of t_pre that an event leaves)", "final test accuracy")
     ax.xaxis.set_major_formatter(_PER_CENT)
     names = {"target": {"S": "prune S", "R": "prune R", "L": "prune L"},
              "model": {"resnet18": "ResNet18", "resnet20": "ResNet20", "resnet56": "ResNet56"}}[by]
@@ -249,7 +250,7 @@ def accuracy_by_stability(study: Study, by: str = "target") -> Figure:
     plain = study.runs.loc[study.runs["target"] == "none", "final_accuracy"]
     if len(plain):
         _unpruned(ax, plain)
-    return _with_legend(ax)
+    return with_legend(ax)
 
 
 def gains(rows: pd.DataFrame, names: dict[str, str]) -> Figure:
@@ -257,7 +258,7 @@ def gains(rows: pd.DataFrame, names: dict[str, str]) -> Figure:
 
     `rows` as `measures.gains` gives them; `names` says in words, top first, what the labels that are shown mean.
     """
-    ax = _axes(shares=False)
+    ax = axes(shares=False)
     ax.set(xlabel="gain over no pruning (points)", yticks=range(len(names)), ylim=(len(names) - 0.5, -0.5))
     ax.set_yticklabels(names.values())
     ax.axvline(0, color=_BLACK, linestyle=":", linewidth=1.4)
@@ -266,7 +267,7 @@ def gains(rows: pd.DataFrame, names: dict[str, str]) -> Figure:
         ax.scatter(each, [place] * len(each), s=18, color=_BLUE, alpha=0.45, linewidths=0)
         if len(each):
             found = t_interval(each)
-            ax.errorbar(found.value, place, xerr=_bar(found), color=_BLUE, marker="D", markersize=7, capsize=4,
+            ax.errorbar(found.value, place, xerr=bar(found), color=_BLUE, marker="D", markersize=7, capsize=4,
                         linewidth=1.6)
     return ax.figure
 
@@ -274,19 +275,19 @@ def gains(rows: pd.DataFrame, names: dict[str, str]) -> Figure:
 def _diamond(ax: Axes, x: pd.Series, y: pd.Series, colour, **look) -> tuple[float, float]:
     """Draw two means as one point with their intervals, and return them."""
     a, b = t_interval(x.dropna()), t_interval(y.dropna())
-    ax.errorbar(a.value, b.value, xerr=_bar(a), yerr=_bar(b), color=colour, marker="D", capsize=2, **look)
+    ax.errorbar(a.value, b.value, xerr=bar(a), yerr=bar(b), color=colour, marker="D", capsize=2, **look)
     return a.value, b.value
 
 
-def _bar(found: Estimate) -> float | None:
-    return found.high - found.value if found.n >= _FEWEST else None
+def bar(found: Estimate) -> float | None:
+    return found.high - found.value if found.n >= FEWEST else None
 
 
 def _unpruned(ax: Axes, values: pd.Series) -> None:
     """The unpruned network's mean as a dotted line with its 95% interval."""
     found = t_interval(values)
     ax.axhline(found.value, color=_BLACK, linestyle=":", linewidth=1.4, label="no pruning", zorder=1)
-    if found.n >= _FEWEST:
+    if found.n >= FEWEST:
         ax.axhspan(found.low, found.high, color=_BLACK, alpha=0.08, linewidth=0, zorder=0)
 
 
@@ -296,7 +297,7 @@ def sharpness_by_instability(study: Study, rows: pd.DataFrame, column: str, name
     `rows` as `measures.flatness` gives them, merged with the runs; where they have its logarithm, scale and means are
     logarithmic.  What no event struck in training (no pruning, or pruning before it) is a dotted line.
     """
-    ax = _axes("mean instability (points of test accuracy)", name, shares=False)
+    ax = axes("mean instability (points of test accuracy)", name, shares=False)
     logs = f"log_{column}" if f"log_{column}" in rows else column
     ax.set(xscale="log", yscale="log" if logs != column else "linear")
     for axis, form in ((ax.xaxis, _PER_CENT), (ax.yaxis, "{x:g}")):
@@ -308,16 +309,16 @@ def sharpness_by_instability(study: Study, rows: pd.DataFrame, column: str, name
         y = t_interval(runs[logs].dropna())
         if pruning is None or pruning.scratch:
             ax.axhline(unit(y.value), color=colour, linestyle=":", linewidth=1.4, label=legend_name(study, label), zorder=1)
-            if y.n >= _FEWEST:
+            if y.n >= FEWEST:
                 ax.axhspan(unit(y.low), unit(y.high), color=colour, alpha=0.08, linewidth=0, zorder=0)
             continue
         x = t_interval(runs["log_instability"])
         ax.scatter(10 ** runs["log_instability"], runs[column], s=18, color=colour, alpha=0.55, linewidths=0)
-        bars = [None if found.n < _FEWEST else [[each(found.value) - each(found.low)], [each(found.high) - each(found.value)]]
+        bars = [None if found.n < FEWEST else [[each(found.value) - each(found.low)], [each(found.high) - each(found.value)]]
                 for found, each in ((x, lambda value: 10**value), (y, unit))]
         ax.errorbar(10**x.value, unit(y.value), xerr=bars[0], yerr=bars[1], color=colour, marker="D", markersize=6, capsize=2,
                     linewidth=1.2, zorder=3, label=legend_name(study, label))
-    return _with_legend(ax)
+    return with_legend(ax)
 
 
 def along_eigenvectors(study: Study, column: str) -> Figure:
@@ -326,11 +327,11 @@ def along_eigenvectors(study: Study, column: str) -> Figure:
     Pointwise 95% intervals over seeds.
     """
     loss = column == "loss"
-    ax = _axes("distance along the eigenvector", "test loss (nats)" if loss else "test accuracy", shares=not loss)
+    ax = axes("distance along the eigenvector", "test loss (nats)" if loss else "test accuracy", shares=not loss)
     for label in drawn(study, study.directions["label"].unique()):
-        _line(ax, study.directions[study.directions["label"] == label], "step", column, method_colour(study.printed[label]),
+        line(ax, study.directions[study.directions["label"] == label], "step", column, method_colour(study.printed[label]),
               legend_name(study, label), linewidth=1.4)
-    return _with_legend(ax)
+    return with_legend(ax)
 
 
 # small magnitudes dark, large ones bright
@@ -349,7 +350,7 @@ def gap_by_decile(rows: pd.DataFrame, structure: str) -> Figure:
                   legend=False, ax=ax, size=4, alpha=0.45, jitter=0.12)
     for target, runs in part.groupby("target"):
         found = t_interval(runs["gap"])
-        ax.errorbar(measures.DECILES.index(target), found.value, _bar(found), color=_TARGETS[target], marker="D",
+        ax.errorbar(measures.DECILES.index(target), found.value, bar(found), color=_TARGETS[target], marker="D",
                     markersize=7, capsize=4, linewidth=1.6, zorder=3)
     return ax.figure
 
@@ -371,7 +372,7 @@ def gap_by_magnitude(rows: pd.DataFrame, structure: str) -> Figure:
 
 def _gap_axes(x: str, rows: pd.DataFrame) -> Axes:
     """A panel with the same scale for both structures, so that their effects can be compared by eye."""
-    ax = _axes(x, "test − train accuracy (points)")
+    ax = axes(x, "test − train accuracy (points)")
     if len(rows):
         room = 0.06 * max(np.ptp(rows["gap"]), 0.01)
         ax.set_ylim(rows["gap"].min() - room, rows["gap"].max() + room)
@@ -383,14 +384,14 @@ def magnitude_deciles(rows: pd.DataFrame) -> Figure:
 
     `rows` as `measures.decile_magnitudes` gives them; a seed's mean over all targets counts once.
     """
-    ax = _axes("tenth of the units present", "mean magnitude (fifth tenth = 1)", shares=False)
+    ax = axes("tenth of the units present", "mean magnitude (fifth tenth = 1)", shares=False)
     for structure, name, colour, marker in (("weight", "single weights", _PURPLE, "o"),
                                             ("filter", "neurons (l2 norm)", _BLUE, "s")):
-        _line(ax, rows[rows["structure"] == structure], "tenth", "relative", colour, name, marker=marker, markersize=7)
+        line(ax, rows[rows["structure"] == structure], "tenth", "relative", colour, name, marker=marker, markersize=7)
     exponential = measures.exponential_deciles()
     ax.plot(range(1, 11), exponential / exponential[4], color=_BLACK, linestyle=":", label="exponential distribution")
     ax.set_xticks(range(1, 11))
-    return _with_legend(ax)
+    return with_legend(ax)
 
 
 def by_rate(study: Study, column: str) -> Figure:
@@ -399,12 +400,12 @@ def by_rate(study: Study, column: str) -> Figure:
     Means with 95% intervals; l2 dashed, open markers. Random selection looks at no score and is one line.
     """
     names = {"mean_instability": "mean instability (points)", "final_accuracy": "final test accuracy"}
-    ax = _axes("iterative pruning rate", names[column])
+    ax = axes("iterative pruning rate", names[column])
     runs = study.runs[study.runs["target"] != "none"].drop_duplicates("run")
     for target, score in (("S", "ebn"), ("S", "l2"), ("R", "ebn"), ("L", "ebn"), ("L", "l2")):
         part = runs[(runs["target"] == target) & (runs["score"] == score)].sort_values("rate")
         colour = _PURPLE if (target, score) == ("S", "l2") else _COLOURS[target]
-        _line(ax, part, "rate", column, colour, _method(target, score), bars=True, marker="o", markersize=7,
+        line(ax, part, "rate", column, colour, _method(target, score), bars=True, marker="o", markersize=7,
               markerfacecolor="white" if score == "l2" else colour, markeredgewidth=1.3,
               linestyle="--" if score == "l2" else "-")
     plain = study.runs.loc[study.runs["target"] == "none", column].dropna()
@@ -417,7 +418,7 @@ def by_rate(study: Study, column: str) -> Figure:
     else:
         ax.set_xlim(0, None)
     ax.set_xticks(ticks, [f"{100 * rate:.0f}%" for rate in ticks])
-    return _with_legend(ax, 3)
+    return with_legend(ax, 3)
 
 
 def activation_histograms(rows: pd.DataFrame) -> Figure:
@@ -456,18 +457,18 @@ def activation_histograms(rows: pd.DataFrame) -> Figure:
 
 def distance_by_layer(layers: pd.DataFrame) -> Figure:
     """Claim C18: Kolmogorov-Smirnov distance to the standard normal by layer, before and after training."""
-    ax = _axes("convolution, counted from the input", "KS distance to the normal", shares=False)
-    for when, colour, line in (("before", _SKY, "--"), ("after", _BLUE, "-")):
-        _line(ax, layers[layers["when"] == when].dropna(subset="ks"), "number", "ks", colour, f"{when} training",
-              bars=True, linestyle=line, marker="o")
+    ax = axes("convolution, counted from the input", "KS distance to the normal", shares=False)
+    for when, colour, dashes in (("before", _SKY, "--"), ("after", _BLUE, "-")):
+        line(ax, layers[layers["when"] == when].dropna(subset="ks"), "number", "ks", colour, f"{when} training",
+              bars=True, linestyle=dashes, marker="o")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_ylim(0, None)
-    return _with_legend(ax)
+    return with_legend(ax)
 
 
 def score_against_activation(table: pd.DataFrame, score: str, name: str) -> Figure:
     """How well a score predicts a channel's mean activation: columns `score` and `activation`, a dot a channel."""
-    ax = _axes(name, "mean activation after the ReLU", shares=False)
+    ax = axes(name, "mean activation after the ReLU", shares=False)
     sns.scatterplot(table, x=score, y="activation", color={"ebn": _BLUE, "l2": _PURPLE}[score], s=28, alpha=0.7,
                     linewidth=0, ax=ax)
     rho = stats.spearmanr(table[score], table["activation"]).statistic

@@ -12,8 +12,11 @@ import pandas as pd
 from scipy import stats
 
 KEYS = ["label", "seed", "run"]
+CIRCUMSTANCES = ["width", "train_size", "batch_size", "wrong_labels"]
 FEW_EPOCHS = 5  # "within a few epochs" (C3): epochs of training, whatever the profile
 MAGNITUDE_EPOCH, CONV4_EPOCHS = 35, 55  # Figure 2's magnitudes are those of epoch 35 of 55, as printed
+_NO_LOSS = 1e-12  # what counts as a training loss of 0 where logarithms are taken
+AS_UNPRUNED = 0.01  # a training accuracy less than a point below the unpruned network's counts as back at it
 SD_OFF = 0.02  # Figure A1: a layer whose values have a standard deviation further from 1 was not normalised
 LAST_LAYERS = 8  # Figure A1
 DECILES = tuple(f"D{k}" for k in range(11))  # Figure 2's targets in order
@@ -33,7 +36,8 @@ def instability(events: pd.DataFrame) -> pd.DataFrame:
 def summary(tables: dict[str, pd.DataFrame], test_images: int | None) -> dict:
     """One run in one row; `test_images`: how many its events are measured on (None: all test images).
 
-    final_accuracy, final_loss, final_train_accuracy, final_train_loss (table `final`); gap, test less train accuracy
+    final_accuracy, final_loss, final_train_accuracy, final_train_loss (table `final`), final_train_true and
+    final_train_wrong (by kind of label; nan where all are true), log_train_loss, log10 of that loss; gap, test less train accuracy
     of these, which belong to the last epoch; best_accuracy, the best at or after the last event of the epochs' tests;
     mean_instability, mean_relative_instability over the events and log_instability, log10 of the former, in which 0
     counts as half the smallest mean that the test images can show (nan without events); events, their number;
@@ -43,6 +47,8 @@ def summary(tables: dict[str, pd.DataFrame], test_images: int | None) -> dict:
     # arrays, since pandas would take as long for a run's few sums as reading the run does
     accuracy, at = epochs["test_accuracy"].to_numpy(float), epochs["epoch"].to_numpy()
     row = {f"final_{name}": final[name] for name in ("accuracy", "loss", "train_accuracy", "train_loss")}
+    row |= {f"final_train_{kind}": final.get(f"train_{kind}", math.nan) for kind in ("true", "wrong")}
+    row |= {"log_train_loss": math.log10(max(final["train_loss"], _NO_LOSS))}
     row |= {"gap": final["accuracy"] - final["train_accuracy"], "best_accuracy": np.nanmax(accuracy),
            "mean_instability": math.nan, "mean_relative_instability": math.nan, "log_instability": math.nan,
            "events": len(events), "parameters": int(epochs["parameters"].to_numpy()[-1])}
@@ -78,6 +84,39 @@ def recovery(epochs: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:
             clusters.append((*key, rows["epoch"].iloc[0], last, rows["removed"].sum(), t_pre, t_post,
                              0 if t_post >= t_pre else (back.min() if len(back) else end) - last, recovered))
     return pd.DataFrame(clusters, columns=[*KEYS, "first", "last", "removed", "t_pre", "t_post", "wait", "recovered"])
+
+
+def back(epochs: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:
+    """A row a run: `back`, the share of its clusters of events (see `recovery`) that it had made good in training.
+
+    It had when, in the epoch that ends with the next cluster (or with training), training accuracy was within a point of
+    what the network that is never pruned has in that epoch: same seed and `CIRCUMSTANCES`.  1 for that network
+    itself, nan where there is none.
+    """
+    same = ["seed", *CIRCUMSTANCES, "epoch"]
+    whole = epochs[epochs["target"] == "none"].set_index(same)["train_accuracy"].rename("unpruned")
+    now = epochs.join(whole, on=same)
+    now = now.assign(back=(now["train_accuracy"] >= now["unpruned"] - AS_UNPRUNED).where(now["unpruned"].notna()))
+    struck, rows = dict(list(events.groupby(KEYS))), []
+    for key, run in now.groupby(KEYS, sort=False):
+        at = struck[key]["epoch"] if key in struck else pd.Series([], dtype=int)
+        ends = [*at[at.diff() > 1], run["epoch"].max()]
+        rows.append((*key, run.set_index("epoch")["back"].loc[ends].astype(float).mean(skipna=False)))
+    return pd.DataFrame(rows, columns=[*KEYS, "back"])
+
+
+def forgotten(events: pd.DataFrame) -> pd.DataFrame:
+    """A row a run with wrong labels: what its events make it forget of what it had fitted.
+
+    forgotten_true, forgotten_wrong: the falls of training accuracy on either kind of label over all events, as a share of
+    what these accuracies were before them; `forgotten`, the wrong ones' share less the true ones'.
+    """
+    if "train_wrong_pre" not in events:
+        return pd.DataFrame(columns=[*KEYS, "forgotten_true", "forgotten_wrong", "forgotten"])
+    sums = events.dropna(subset="train_wrong_pre").groupby(KEYS, sort=False)[
+        [f"train_{kind}_{when}" for kind in ("true", "wrong") for when in ("pre", "post")]].sum()
+    share = {f"forgotten_{kind}": 1 - sums[f"train_{kind}_post"] / sums[f"train_{kind}_pre"] for kind in ("true", "wrong")}
+    return pd.DataFrame(share | {"forgotten": share["forgotten_wrong"] - share["forgotten_true"]}).reset_index()
 
 
 def share_recovered(wait: np.ndarray, recovered: np.ndarray, epochs: int = FEW_EPOCHS) -> float:

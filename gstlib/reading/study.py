@@ -91,7 +91,7 @@ def may_mean(data: str) -> set[str]:
 
 
 def find_data(store: Store, profile: Profile, data: str | None, figure: str = "figure1-vgg11") -> DataSpec:
-    """The data set that the store's runs at `profile` were trained on, in the profile's sizes and not augmented.
+    """The data set that the store's runs at `profile` were trained on, in its sizes, not augmented, all labels true.
 
     `data` is a name, or a path (which is never `digits`), or None for the profile's own.
     Raises `InputError` when there is none (naming the command that makes those of `figure`), or when there are several
@@ -115,10 +115,12 @@ def about_spec(spec: RunSpec) -> dict:
     """What a configuration is, as columns; an unpruned one has target "none", no text elsewhere and zeros.
 
     target, score, structure, effect, batches (of a noise), rate (the iterative rate, largest over the layers), retrain
-    (epochs between events, as run), model.
+    (epochs between events, as run), model; width, train_size (0: all images), batch_size and wrong_labels (a share), the
+    circumstances.
     """
     about = {"target": "none", "score": "", "structure": "", "effect": "", "batches": 0, "rate": 0.0, "retrain": 0,
-             "model": spec.model.name}
+             "model": spec.model.name, "width": spec.model.width, "train_size": spec.data.train_size or 0,
+             "batch_size": spec.optimiser.batch_size, "wrong_labels": spec.data.wrong_labels}
     if p := spec.pruning:
         about |= {name: getattr(p, name) for name in ("target", "score", "structure", "effect", "batches", "retrain")}
         about["rate"] = p.schedule.iterative_rate

@@ -51,8 +51,12 @@ _NEEDED = {"epoch": ("epoch", "train_accuracy", "test_accuracy", "parameters"), 
            "flatness": ("epoch", "images", "hessian_images", "loss", "accuracy", "trace", "trace_error", "trace_centred",
                         "curvature_error", "curvature_other", "curvature_other_error", "relative_mean", "relative_worst"),
            "eigenvalue": ("number", "eigenvalue"), "direction": ("number", "step", "loss", "accuracy")}
+# beside these where some labels are wrong: training accuracy by kind of label
+_FITTED = {"final": ("train_true", "train_wrong"),
+           "event": tuple(f"train_{kind}_{when}" for when in ("pre", "post") for kind in ("true", "wrong"))}
 # columns with bounds: within 0 … 1; whole and not negative; finite and not negative; finite
-_SHARES = {"train_accuracy", "test_accuracy", "test_accuracy_clean", "accuracy", "t_pre", "t_post", "ks"}
+_SHARES = {"train_accuracy", "test_accuracy", "test_accuracy_clean", "accuracy", "t_pre", "t_post", "ks",
+           *_FITTED["final"], *_FITTED["event"]}
 _COUNTS = {"parameters", "units", "removed", "removed_total", "layer_index", "count", "images", "hessian_images", "number"}
 _SIZES = {"lr", "train_loss", "test_loss", "loss", "seconds", "sd", "trace", "trace_error", "trace_centred",
           "curvature_error", "curvature_other_error", "relative_mean", "relative_worst"}
@@ -380,7 +384,8 @@ def _check(spec: RunSpec, columns: dict[str, np.ndarray]) -> None:
     if len(column("epoch.epoch")) != len(epochs) or column("epoch.epoch") != list(epochs):  # which may claim to be many
         raise ValueError(f"its epochs are not 0 … {epochs[-1]}")
     for table in {key.partition(".")[0] for key in columns}:
-        if lacking := [name for name in _NEEDED.get(table, ()) if f"{table}.{name}" not in columns]:
+        needed = _NEEDED.get(table, ()) + (_FITTED.get(table, ()) if spec.data.wrong_labels else ())
+        if lacking := [name for name in needed if f"{table}.{name}" not in columns]:
             raise ValueError(f"its {table} rows lack {', '.join(lacking)}")
     for key, values in columns.items():
         name = key.partition(".")[2]

@@ -104,7 +104,7 @@ class Replica:
 
     def __init__(self, model: nn.Module, spec: OptimiserSpec, loader: Loader, precision: str = "float32"):
         self.model, self.spec, self.loader, self.precision = model, spec, loader, precision
-        self.device = loader.device
+        self.device, loader.smoothing = loader.device, spec.label_smoothing
         for module in model.modules():
             if type(module) is nn.MaxPool2d:  # only now: pruners read networks of torch's own modules
                 module.__class__ = MaxPool2d
@@ -239,7 +239,7 @@ def _stages(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module
 def train_pass(model: Callable, loader: Loader, sums: torch.Tensor, size: int, precision: str) -> torch.Tensor:
     """The mean loss of the next `size` training images, which is added to `sums`."""
     x, y = loader.next_batch(size)
-    loss, logits = _loss(model, x, y, precision)
+    loss, logits = _loss(model, x, y, precision, smoothing=loader.smoothing)
     sums.add_(_sums(loss.detach() * size, logits, y))
     return loss
 
@@ -252,13 +252,14 @@ def test_pass(model: Callable, loader: Loader, sums: torch.Tensor, size: int, pr
     return loss
 
 
-def _loss(model: Callable, x: torch.Tensor, y: torch.Tensor, precision: str, reduction: str = "mean"):
-    """Cross-entropy (nats) of a batch, and its logits (n, classes) in float32."""
+def _loss(model: Callable, x: torch.Tensor, y: torch.Tensor, precision: str, reduction: str = "mean",
+          smoothing: float = 0.0):
+    """Cross-entropy (nats) of a batch, its labels smoothed by so much, and its logits (n, classes) in float32."""
     # the cache of cast weights would be filled in one capture and read in another
     with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=precision == "bf16",
                         cache_enabled=x.device.type == "cpu"):
         logits = model(x).float()
-    return nn.functional.cross_entropy(logits, y, reduction=reduction), logits
+    return nn.functional.cross_entropy(logits, y, reduction=reduction, label_smoothing=smoothing), logits
 
 
 def _sums(loss: torch.Tensor, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from gstlib import models
-from gstlib.data import Images, Loader
+from gstlib.data import Images, Loader, mislabelled
 from gstlib.errors import InputError
 from gstlib.pruner import Pruner
 from gstlib.spec import RunSpec
@@ -61,7 +61,7 @@ def _pruner(spec: RunSpec, model: nn.Module) -> Pruner:
 
 def _seed(spec: RunSpec, purpose: str) -> int:
     """A seed for one purpose, so that a run's draws for one never shift those for another."""
-    purposes = ("model", "order", "pruning")
+    purposes = ("model", "order", "pruning", "labels")
     return int(np.random.SeedSequence([spec.seed, purposes.index(purpose)]).generate_state(1)[0])
 
 
@@ -94,7 +94,7 @@ def train_group(
     """Train runs of one shape in lockstep and return their rows, which are those of each run alone.
 
     Epoch rows: epoch (from 0), lr, train_loss, train_accuracy (running means
-    over the epoch's batches as trained on), test_loss, test_accuracy (the
+    over the epoch's batches as trained on, labels smoothed or wrong included), test_loss, test_accuracy (the
     network as it stands then, noise in force included; before the epoch's
     event), test_accuracy_clean (noise switched off), parameters (left),
     seconds (of the group's epoch, divided by its runs).  Epochs that
@@ -103,7 +103,9 @@ def train_group(
     "flatness", "eigenvalue", "direction": see `measures.measure_flatness`.  One final row:
     images, accuracy and loss over every image of the set that was not trained
     on; train_accuracy and train_loss over the training images, in evaluation
-    mode as well.
+    mode as well.  Where some labels are wrong it has train_true and
+    train_wrong, the training accuracy on either kind, and an event's row both
+    before and after (train_true_pre and so on).
 
     With `checkpoints` the runs go on from theirs, keep new ones as often as
     those say, and end with the rows of a run never interrupted (on a CPU bit
@@ -149,6 +151,9 @@ class Run:
             device, memory_format=torch.channels_last if spec.channels_last else torch.contiguous_format)
         loader = Loader(images, spec.optimiser.batch_size, spec.data.augment, _seed(spec, "order"),
                         device, spec.channels_last)
+        self.wrong: torch.Tensor | None = None  # which training labels are wrong, where some are
+        if share := spec.data.wrong_labels:
+            loader.y, self.wrong = mislabelled(loader.y, share, spec.data.classes, _seed(spec, "labels"))
         self.parameters = sum(p.numel() for p in model.parameters())
         self.pruner = _pruner(spec, model) if spec.pruning is not None else None
         self.replica = Replica(model, spec.optimiser, loader, spec.precision)
@@ -178,14 +183,38 @@ class Run:
         """What comes before the first step: measures, and what is removed from the untrained network."""
         self.measure(-1)
         if self.pruner is not None:
-            self.tables["event"] += self.pruner.epoch(-1, lambda: test().accuracy)
+            self.strike(-1, lambda: test().accuracy)
 
     def measure_end(self, unseen: tuple[torch.Tensor, torch.Tensor]) -> None:
         """How good the trained network is: on the images that it never saw, and on those that it was trained on."""
         loader = self.replica.loader
         test, train = self.replica.measure(*unseen), self.replica.measure(loader.x, loader.y)
         self.tables["final"].append({"images": len(unseen[1]), "accuracy": test.accuracy, "loss": test.loss,
-                                     "train_accuracy": train.accuracy, "train_loss": train.loss})
+                                     "train_accuracy": train.accuracy, "train_loss": train.loss} | self.fitted())
+
+    def fitted(self) -> dict[str, float]:
+        """Accuracy on the training images with true labels and on those with wrong ones, against the labels as trained on;
+        nothing where all labels are true."""
+        if self.wrong is None:
+            return {}
+        x, y = self.replica.loader.x, self.replica.loader.y
+        return {f"train_{kind}": self.replica.measure(x[chosen], y[chosen]).accuracy
+                for kind, chosen in (("true", ~self.wrong), ("wrong", self.wrong))}
+
+    def strike(self, epoch: int, evaluate: Callable[[], float]) -> None:
+        """Let the events at the end of `epoch` happen; where some labels are wrong their rows say what it did to either."""
+        fitted: list[dict[str, float]] = []
+
+        def look() -> float:
+            accuracy = evaluate()
+            fitted.append(self.fitted())
+            return accuracy
+
+        for event in self.pruner.epoch(epoch, look):
+            before = {f"{name}_pre": value for name, value in fitted[0].items()}
+            if event["removed"]:  # else there was no second look
+                fitted.pop(0)
+            self.tables["event"].append(event | before | {f"{name}_post": value for name, value in fitted[0].items()})
 
     def end_epoch(self, epoch: int, trained: Measured, test: Callable[..., Measured]) -> None:
         """Test where the specification says so, let events happen, write the rows."""
@@ -210,7 +239,7 @@ class Run:
             if due and self.pruner.noise_in_force:
                 with self.pruner.silenced():
                     clean = test().accuracy
-            self.tables["event"] += self.pruner.epoch(epoch, evaluate)
+            self.strike(epoch, evaluate)
         if due and not tested:
             evaluate()
         if tested:

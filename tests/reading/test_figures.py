@@ -51,31 +51,31 @@ def points(seeds):
 def test_bands_and_bars_are_t_intervals_at_each_point(confidence):
     made = points(5)
     expected = np.array([stats.ttest_1samp(y, 0).confidence_interval(confidence) for _, y in made.groupby("x")["y"]])
-    ax = figures._axes()
-    figures._line(ax, made, "x", "y", "k", "band", confidence)
+    ax = figures.axes()
+    figures.line(ax, made, "x", "y", "k", "band", confidence)
     (band,) = ax.collections
     corners = band.get_paths()[0].vertices
     for x in range(4):
         ends = corners[corners[:, 0] == x][:, 1]
         assert (ends.min(), ends.max()) == pytest.approx(tuple(expected[x]))
-    ax = figures._axes()
-    figures._line(ax, made, "x", "y", "k", "bars", confidence, bars=True)
+    ax = figures.axes()
+    figures.line(ax, made, "x", "y", "k", "bars", confidence, bars=True)
     segments = ax.containers[0].lines[2][0].get_segments()
     assert [tuple(s[:, 1]) for s in segments] == [pytest.approx(tuple(e)) for e in expected]
 
 
 def test_few_runs_are_drawn_themselves_without_a_band():
-    made, ax = points(2), figures._axes()
-    figures._line(ax, made, "x", "y", "k", "few")
+    made, ax = points(2), figures.axes()
+    figures.line(ax, made, "x", "y", "k", "few")
     assert len(ax.get_lines()) == 2 and not ax.collections
     assert [line.get_label() for line in ax.get_lines()][0] == "few"
     assert ax.get_lines()[1].get_ydata().tolist() == made[made["seed"] == 1]["y"].tolist()
 
 
 def test_layers_struck_after_one_epoch_are_no_further_seeds():
-    made, (once, twice) = points(4), (figures._axes(), figures._axes())
-    figures._line(once, made, "x", "y", "k", "")
-    figures._line(twice, pd.concat([made.assign(y=made["y"] + 1), made.assign(y=made["y"] - 1)]), "x", "y", "k", "")
+    made, (once, twice) = points(4), (figures.axes(), figures.axes())
+    figures.line(once, made, "x", "y", "k", "")
+    figures.line(twice, pd.concat([made.assign(y=made["y"] + 1), made.assign(y=made["y"] - 1)]), "x", "y", "k", "")
     a, b = (ax.collections[0].get_paths()[0].vertices for ax in (once, twice))
     assert a == pytest.approx(b)
 

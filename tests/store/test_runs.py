@@ -385,7 +385,7 @@ def newer(store: Store, kind: str) -> str:
         return spec().id
     fields = json.loads(spec().to_json())
     if kind == "field":
-        fields["optimiser"]["label_smoothing"] = 0.1
+        fields["optimiser"]["nesterov"] = 0.1
     elif kind == "semantics":
         fields["semantics"] = 99
     else:

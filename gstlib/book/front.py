@@ -1,0 +1,131 @@
+"""The book's first screen: the answer as of today, its picture, verdicts counted, and each chapter's question."""
+
+from __future__ import annotations
+
+import json
+import re
+from html import escape
+from pathlib import Path
+
+import pandas as pd
+from IPython.display import HTML
+
+from gstlib.book import moving
+from gstlib.claims import CONTRADICTED, INCONCLUSIVE, NOT_RUN, SUPPORTED, verdicts
+from gstlib.errors import InputError
+from gstlib.reading.interval import LEVEL, t_interval
+from gstlib.reading.study import Study, study
+from gstlib.store import Store
+
+_QUESTION = "C1"  # the claim that the paper is named for
+_ANSWERS = {
+    SUPPORTED: "Less stable pruning leaves VGG11 more accurate",
+    CONTRADICTED: "Less stable pruning leaves VGG11 less accurate",
+    INCONCLUSIVE: "These runs cannot tell whether less stable pruning leaves VGG11 more accurate",
+}
+_TILES = ((SUPPORTED, "supported"), (CONTRADICTED, "contradicted"), (INCONCLUSIVE, "open"), (NOT_RUN, "not run"))
+
+
+def answer(table: pd.DataFrame) -> str:
+    """What the runs say today of the paper's first claim, in a sentence with its uncertainty.
+
+    `table` as `claims.evaluate` gives it; full width speaks where it was run, small scale otherwise.
+    """
+    row = table.set_index("id").loc[_QUESTION]
+    for prefix, verdict, where in (("", row["verdict"], f"full width, profile {row['profile']}"),
+                                   ("small_", row["small_scale"], "small scale, which cannot judge the paper")):
+        if verdict != NOT_RUN:
+            value, low, high = (f"{row[prefix + name]:.2f}".replace("-", "−") for name in ("estimate", "low", "high"))
+            return (f"{_ANSWERS[verdict]}: as of today a tenfold instability goes with {value} points of final test "
+                    f"accuracy (95% interval {low} to {high}, {row[prefix + 'n']:.0f} seeds; {where}).")
+    return "As of today there is no answer: three complete seeds of Figure 1's VGG11 are needed at full width, or at mini."
+
+
+def tiles(table: pd.DataFrame) -> str:
+    """Verdicts counted in tiles (HTML), full width and small scale apart.
+
+    A verdict that Holm's p over all claims that were run does not uphold counts as open; one that rests on no test
+    stands as it is.
+    """
+    rows = []
+    small = f"Small scale ({verdicts.SMALL})"
+    for column, prefix, heading in (("verdict", "", "Full width"), ("small_scale", "small_", small)):
+        decided = table[column].isin([SUPPORTED, CONTRADICTED])
+        lost = decided & table[f"{prefix}p"].notna() & (table[f"{prefix}p_holm"] >= LEVEL)
+        counts = table[column].mask(lost, INCONCLUSIVE).value_counts()
+        boxes = "".join(f'<span class="tile {verdict.replace(" ", "-")}"><strong>{counts.get(verdict, 0)}</strong> '
+                        f"{word}</span>" for verdict, word in _TILES)
+        rows.append(f'<p class="tiles"><span class="of">{heading}</span>{boxes}</p>')
+    return "".join(rows) + ('<p class="tiles-note"><a href="chapters/claims.html">The claims</a> by verdict and by Holm\'s p '
+                            "over all that were run: what it does not uphold is open.</p>")
+
+
+def questions(root: Path) -> str:
+    """Each chapter's question with a link to it (HTML), in the order of the book's table of contents."""
+    lines = []
+    for name in re.findall(r"file: (chapters/\S+)", (root / "book" / "_toc.yml").read_text()):
+        first = "".join(json.loads((root / f"{name}.ipynb").read_text())["cells"][0]["source"])
+        title = re.search(r"^# (.+)$", first, re.M)[1]
+        asked = re.search(r"\*\*The question\.\*\* (.+?\?)(?=\s|$)", first, re.S)
+        if asked:
+            lines.append(f'<li><a href="{name}.html" title="{escape(title)}">{escape(" ".join(asked[1].split()))}</a></li>')
+    return ('<details class="questions"><summary>Each chapter answers a question</summary>'
+            f'<ul>{"".join(lines)}</ul></details>')
+
+
+def pruned_or_not(runs: Study) -> str:
+    """How far pruned runs end above unpruned ones, in a sentence with its interval over seeds."""
+    accuracy = 100 * runs.runs.pivot(index="seed", columns="label", values="final_accuracy").dropna()
+    found = t_interval(accuracy.drop(columns="none", errors="ignore").mean(axis=1) - accuracy.get("none", float("nan")))
+    if found.n < 2:
+        return ""
+    value, low, high = (f"{number:+.2f}".replace("-", "−") for number in found[:3])
+    return f"Pruned networks end {value} points from those left whole ({low} to {high})."
+
+
+def figure1(table: pd.DataFrame, store: Store, profile: str, data: str | None, seeds) -> Study | None:
+    """Figure 1's VGG11 at the profile that `answer` speaks of, else at `profile`; None without runs."""
+    row = table.set_index("id").loc[_QUESTION]
+    name = row["profile"] if row["verdict"] != NOT_RUN else verdicts.SMALL if row["small_scale"] != NOT_RUN else profile
+    try:
+        found = study(store, "figure1-vgg11", name, data, seeds)
+    except InputError:  # no run at that profile
+        return None
+    return None if found.runs.empty else found
+
+
+def picture(runs: Study) -> str:
+    """Figure 1 with its runs linked and a caption (HTML)."""
+    caption = (f"A dot is a training run, a bar a way of pruning with its 95% interval: point at a run to see its curve. "
+               f'{pruned_or_not(runs)} Profile {runs.profile.name}; more in <a href="chapters/figure1.html">Figure 1</a>.')
+    return moving.html(moving.linked(runs), "moving-first", caption).data
+
+
+def first_screen(table: pd.DataFrame, store: Store, profile: str, data: str | None = None, seeds=None) -> HTML:
+    """The whole of it, for a chapter to hand to the front page; the working directory is the project's root."""
+    runs = figure1(table, store, profile, data, seeds)
+    return HTML(f'<p class="answer">{escape(answer(table))}</p>{picture(runs) if runs else ""}{tiles(table)}'
+                f"{questions(Path.cwd())}")
+
+
+def banner(store: Store, profile: str) -> str:
+    """What every page says of the size behind it: profile, data and device (HTML); empty at the paper's own scale."""
+    about = [about for _, _, about in store.about() if about["profile"] == profile]
+    if profile == "paper" or not about:
+        return ""
+    which = "; ".join(", ".join(dict.fromkeys(each[name] for each in about)) for name in ("data_title", "device"))
+    words = ("This build proves that the machinery works, and nothing about the paper" if profile == "smoke"
+             else "Not the paper's own scale")
+    return f"{words}: profile {escape(profile)}; {escape(which)}"
+
+
+def write_head(table: pd.DataFrame, store: Store, profile: str, data: str | None, seeds, output: str) -> None:
+    """Write to `output` what `book/_ext/page_head.py` puts at the head of every page: banner.html, and card.png, the
+    picture that a link to the book is shown with (where there are runs)."""
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "banner.html").write_text(banner(store, profile))
+    if runs := figure1(table, store, profile, data, seeds):
+        (folder / "card.png").write_bytes(moving.png(moving.linked(runs)))
+    else:  # none of an earlier time
+        (folder / "card.png").unlink(missing_ok=True)

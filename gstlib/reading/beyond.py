@@ -1,0 +1,229 @@
+"""What the chapters beyond the paper draw and compute: maps of gains, memory of labels, dose and response."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+import pandas as pd
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+from scipy import stats
+
+from gstlib.reading import figures, measures, text
+from gstlib.reading.figures import FEWEST
+from gstlib.reading.interval import LEVEL, Estimate, t_interval
+from gstlib.reading.measures import CIRCUMSTANCES, KEYS
+from gstlib.reading.study import Study
+
+_WHOLE = 50_000  # training images where a profile takes all of them
+_KINDS = {"true": ("#0072B2", "labels that are true"), "wrong": ("#D55E00", "labels that are wrong")}
+
+
+def gains(study: Study, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """A row a pair (pruned, unpruned label): mean gain in points of final accuracy, seed by seed, low, high and n."""
+    rows = []
+    for pruned, unpruned in pairs:
+        a, b = (text.by_seed(study, label, "final_accuracy") for label in (pruned, unpruned))
+        rows.append((pruned, *t_interval((a - b).dropna())[:4]))
+    return pd.DataFrame(rows, columns=["label", "gain", "low", "high", "n"])
+
+
+def places(study: Study) -> pd.DataFrame:
+    """A row a place of the map that has runs: its gain (see `gains`), width, images, `steps` between two events of a layer,
+    and `back`, the mean share of clusters of events made good in training (`measures.back`)."""
+    pruned = study.runs[study.runs["target"] != "none"]
+    at = pruned.assign(images=pruned["train_size"].where(pruned["train_size"] > 0, _WHOLE),
+                       steps=lambda r: r["retrain"] * r["images"] // r["batch_size"])
+    back = measures.back(study.epochs, study.events).groupby("label")["back"].mean()
+    each = at.drop_duplicates("label")[["label", "width", "images", "steps"]]
+    found = gains(study, [(label, label.replace("L r=40", "none")) for label in each["label"]])
+    return each.merge(found, on="label").assign(back=lambda r: r["label"].map(back)).dropna(subset="gain")
+
+
+def gain_map(rows: pd.DataFrame, x: str) -> Figure:
+    """Where pruning helps and where it hurts: gain by `x` ("width" or "images") and the steps between two events.
+
+    Blue helps, red hurts, a bold number is clear of zero; the small one says after how many clusters of events training
+    accuracy was back when the next came.
+    """
+    ax = figures.axes({"width": "width of the network", "images": "training images"}[x],
+                      "training steps between events", shares=False)
+    columns, lines = (sorted(rows[name].unique()) for name in (x, "steps"))
+    most = max([0.1, *rows["gain"].abs()])
+    ax.grid(False)
+    for row in rows.itertuples():
+        place, line = columns.index(getattr(row, x)), lines.index(row.steps)
+        clear = row.n >= FEWEST and (row.low > 0 or row.high < 0)
+        colour = figures.DIVERGING(TwoSlopeNorm(0, -most, most)(row.gain))
+        ax.fill_between([place - 0.5, place + 0.5], line - 0.5, line + 0.5, color=colour, linewidth=0)
+        ink = "white" if sum(colour[:3]) < 1.5 else "black"
+        ax.text(place, line + 0.12, f"{row.gain:+.1f}".replace("-", "−"), ha="center", va="center", fontsize=13, color=ink,
+                fontweight="bold" if clear else "normal")
+        if row.back == row.back:
+            ax.text(place, line - 0.26, f"back: {row.back:.0%}", ha="center", va="center", fontsize=8, color=ink)
+    ax.set_xticks(range(len(columns)), [str(Fraction(value)) if x == "width" else f"{value:,}" for value in columns])
+    ax.set_yticks(range(len(lines)), [f"{value:,}" for value in lines])
+    ax.set(xlim=(-0.5, len(columns) - 0.5), ylim=(-0.5, len(lines) - 0.5))
+    ax.set_title("points of accuracy: blue, pruning helps; red, it hurts", fontsize="small")
+    return ax.figure
+
+
+def map_part(rows: pd.DataFrame, x: str) -> pd.DataFrame:
+    """Those of `places` that the map over `x` shows: all at the profile's own images, or all at its own width."""
+    own = rows[rows["label"] == "L r=40"]
+    other = "images" if x == "width" else "width"
+    chosen = rows[rows[other].isin(own[other])]
+    # a line that a column does not have in the other map has no place in this one
+    return chosen if x == "width" else chosen[chosen.groupby("steps")["images"].transform("nunique") > 1]
+
+
+def forgotten(study: Study) -> pd.DataFrame:
+    """A row a run with wrong labels and a kind of label: `share` that its events made it forget (`measures.forgotten`)."""
+    rows = measures.forgotten(study.events)
+    wide = [rows[KEYS].assign(kind=kind, share=rows[f"forgotten_{kind}"]) for kind in _KINDS]
+    return pd.concat(wide, ignore_index=True).merge(study.runs[["label", "wrong_labels"]].drop_duplicates(), on="label")
+
+
+def forgotten_by_method(rows: pd.DataFrame) -> Figure:
+    """What events forget, by way of disturbing: true labels beside wrong ones, a dot a run, means with 95% intervals."""
+    ax, names = figures.axes("", "share forgotten at the events"), list(dict.fromkeys(rows["label"]))
+    for shift, (kind, (colour, name)) in zip((-0.14, 0.14), _KINDS.items()):
+        part = rows[rows["kind"] == kind]
+        for label, runs in part.groupby("label"):
+            _estimate(ax, names.index(label) + shift, runs["share"], colour, name if label == names[0] else None)
+    ax.axhline(0, color="#4d4d4d", linewidth=0.8)
+    ax.set_xticks(range(len(names)), [name.partition(",")[0] for name in names])
+    return figures.with_legend(ax)
+
+
+def _estimate(ax, x: float, values: pd.Series, colour: str, name: str | None = None) -> None:
+    """Runs as dots, their mean with its interval beside them."""
+    found = t_interval(values)
+    ax.scatter([x - 0.05] * len(values), values, s=12, color=colour, alpha=0.4, linewidths=0)
+    ax.errorbar(x + 0.05, found.value, figures.bar(found), color=colour, marker="D", markersize=6, capsize=3, label=name)
+
+
+def fitted_by_event(study: Study, label: str) -> Figure:
+    """Training accuracy on true and on wrong labels just before each event and just after, mean over runs."""
+    ax, events = figures.axes("epoch of the event", "training accuracy"), study.events[study.events["label"] == label]
+    for kind, (colour, name) in _KINDS.items():
+        sides = [events.assign(at=events["epoch"] + shift, accuracy=events[f"train_{kind}_{when}"])
+                 for when, shift in (("pre", 0.0), ("post", 0.35))]
+        figures.line(ax, pd.concat(sides), "at", "accuracy", colour, name, marker=".", linewidth=1.2)
+    ax.set_ylim(0, 1.02)
+    return figures.with_legend(ax)
+
+
+def gain_by_wrong(study: Study) -> Figure:
+    """Gain of prune L over no pruning by the share of wrong labels, a dot a seed, means with 95% intervals."""
+    ax = figures.axes("share of wrong training labels", "gain of prune L, points of accuracy", shares=False)
+    shares = sorted(study.runs["wrong_labels"].unique())
+    for place, share in enumerate(shares):
+        part = study.runs[study.runs["wrong_labels"] == share].assign(kind=lambda r: r["label"].str.partition(",")[0])
+        wide = 100 * part.pivot(index="seed", columns="kind", values="final_accuracy")
+        if {"L r=40", "none"} <= set(wide):
+            _estimate(ax, place, (wide["L r=40"] - wide["none"]).dropna(), "#D55E00")
+    ax.axhline(0, color="#4d4d4d", linewidth=0.8)
+    ax.set_xticks(range(len(shares)), [f"{share:.0%}" for share in shares])
+    return ax.figure
+
+
+def labels_table(study: Study) -> str:
+    """A row a configuration with wrong labels: test accuracy, training accuracy by kind of label, and training loss at the
+    end, means with 95% intervals, as Markdown."""
+    rows = []
+    for label in dict.fromkeys(study.runs.loc[study.runs["wrong_labels"] > 0, "label"]):
+        each = [text.by_seed(study, label, f"final_{name}")
+                for name in ("accuracy", "train_true", "train_wrong", "train_loss")]
+        rows.append([label, len(each[0]), *(text.number(*t_interval(values)[:3], "", form=".1f") for values in each[:3]),
+                     text.number(*t_interval(each[3] / 100)[:3], "", form=".3f")])
+    return text.markdown(rows, ["method", "runs", "test accuracy, %", "true labels fitted, %", "wrong labels fitted, %",
+                                "training loss"])
+
+
+def by_way(study: Study) -> pd.DataFrame:
+    """A row a run of the dose experiment: seed, way (target and score, or zeroing), label, x (log10 of mean instability) and
+    y (points of final accuracy); as `mixed` takes it."""
+    runs = study.runs
+    way = (runs["target"] + " by " + runs["score"].map({"ebn": "E[BN]"}).fillna(runs["score"])).where(
+        runs["target"] != "R", "R").where(runs["effect"] == "remove", "zeroing")
+    return pd.DataFrame({"seed": runs["seed"], "run": runs["run"], "way": way, "label": runs["label"],
+                         "x": runs["log_instability"], "y": 100 * runs["final_accuracy"]})
+
+
+_WAYS = {"S by E[BN]": "#0072B2", "S by l2": "#CC79A7", "R": "#009E73", "L by E[BN]": "#D55E00", "L by l2": "#E69F00",
+         "zeroing": "#44AA99"}
+
+
+def dose_response(rows: pd.DataFrame) -> Figure:
+    """Final accuracy against mean instability: a dot a configuration, a line a way of pruning, the ways' means as crosses
+    with the line between them dashed.  `rows` as `by_way` gives them."""
+    ax = figures.axes("mean instability (points of test accuracy)", "final test accuracy, %", shares=False)
+    each = rows.groupby(["way", "label"], sort=False)[["x", "y"]].mean().reset_index()
+    for way, part in each.groupby("way"):
+        ax.scatter(100 * 10 ** part["x"], part["y"], s=26, color=_WAYS[way], label=way, linewidths=0)
+        _fit(ax, part, color=_WAYS[way], linewidth=1.6)
+        ax.plot(100 * 10 ** part["x"].mean(), part["y"].mean(), marker="X", color=_WAYS[way], markersize=11,
+                markeredgecolor="white")
+    _fit(ax, each.groupby("way")[["x", "y"]].mean(), color="#4d4d4d", linestyle="--", linewidth=1.4, label="between ways")
+    ax.set_xscale("log")
+    ax.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_locator=NullLocator())
+    return figures.with_legend(ax, 3)
+
+
+def _fit(ax, part: pd.DataFrame, **look) -> None:
+    if part["x"].nunique() > 1:
+        slope, start = np.polyfit(part["x"], part["y"], 1)
+        ends = np.array([part["x"].min(), part["x"].max()])
+        ax.plot(100 * 10**ends, start + slope * ends, **look)
+
+
+def dose_table(rows: pd.DataFrame) -> str:
+    """The mixed-effects regression's slopes (`mixed`) as Markdown; a sentence where there are too few runs for one."""
+    try:
+        found = mixed(rows)
+    except (ValueError, np.linalg.LinAlgError) as error:
+        return f"*Too few runs for a regression ({error}).*"
+    return text.markdown([[f"{term} ways of pruning", text.number(*each[:3], "points", form="+.2f"), f"{each.p:.2g}", each.n]
+                          for term, each in found.items()], ["slope, for a tenfold instability", "estimate", "p", "n"])
+
+
+def gain_dots(rows: pd.DataFrame, names: Sequence[str]) -> Figure:
+    """Gains (`gains`) one below the other, with 95% intervals; `names` in the rows' order."""
+    ax = figures.axes("gain of prune L, points of accuracy", "", shares=False)
+    for place, row in enumerate(rows.itertuples()):
+        half = row.high - row.gain if row.n >= FEWEST else None
+        ax.errorbar(row.gain, -place, xerr=half, color="#D55E00", marker="D", markersize=7, capsize=4)
+    ax.axvline(0, color="#4d4d4d", linewidth=1)
+    ax.set_yticks(range(0, -len(rows), -1), names)
+    return ax.figure
+
+
+def mixed(rows: pd.DataFrame) -> dict[str, Estimate]:
+    """Slopes of y on x "within" and "between" ways of pruning, from one linear mixed-effects regression (REML).
+
+    `rows`: a run each, with seed, way, label (the configuration), x and y.  Fixed effects: x less its way's mean, and that
+    mean; random effects: seed, way, configuration, which keep runs of one configuration from counting as several.
+    Intervals are Student's t with the configurations less ways and one, or the ways less two, as degrees of freedom.
+    """
+    import statsmodels.formula.api as formulas  # a second to import, which no other page needs
+
+    rows = rows.assign(between=rows.groupby("way")["x"].transform("mean"), everyone=1)
+    rows["within"] = rows["x"] - rows["between"]
+    model = formulas.mixedlm("y ~ within + between", rows, groups="everyone", re_formula="0",
+                             vc_formula={name: f"0 + C({name})" for name in ("seed", "way", "label")})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a variance that is estimated as 0 lies on its bound
+        fitted = model.fit(reml=True)
+    n, ways = rows["label"].nunique(), rows["way"].nunique()
+    found = {}
+    for name, free in (("within", n - ways - 1), ("between", ways - 2)):
+        value, error = float(fitted.params[name]), float(fitted.bse[name])
+        half = error * stats.t.ppf(1 - LEVEL / 2, free)
+        found[name] = Estimate(value, value - half, value + half, n if name == "within" else ways,
+                               float(2 * stats.t.sf(abs(value / error), free)))
+    return found

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from gstlib import masking
+from gstlib.compact import Compact, Compaction
 from gstlib.effects import Effect
 from gstlib.errors import InputError, plain
 from gstlib.masking import MaskedLayer
@@ -185,19 +186,24 @@ class Pruner:
         self.effect.load_state_dict(state["effect"], self.layers)
         self.generator.set_state(state["generator"])
 
-    def finish(self) -> nn.Module:
+    def finish(self, compact: bool = False) -> nn.Module | Compact:
         """The plain network: what is removed is 0 in its parameters, and no mask, hook or buffer of ours is left.
 
         Its state dict loads into a network never pruned, which then has the
-        same outputs.  Effects still in force end.  Raises `InputError`, with
+        same outputs.  Effects still in force end.  With `compact` what comes
+        back is a `gstlib.compact.Compact`: a copy without the removed
+        channels, equal in evaluation within rounding, and what it saves
+        (needs the extra `gstlib[compact]`).  Raises `InputError`, with
         nothing changed, where no plain network has these outputs: behind an
         identity shortcut that goes on into a further sum.
         """
-        zeros = masking.zeros_for_plain(Surroundings(self.model, self._example))
+        around = Surroundings(self.model, self._example)
+        zeros = masking.zeros_for_plain(around)
+        compaction = Compaction(around) if compact else None
         self.effect.end()
         masking.unmask(self.model, zeros)
         self.layers = []
-        return self.model
+        return compaction.of(self.model) if compaction else self.model
 
     def parameters_removed(self) -> int:
         """How many parameters the masks hold at 0 now."""

@@ -250,7 +250,11 @@ class Surroundings:
             for size in _SIZES:
                 guess = [self._guess(holder, size) for holder in holders]
                 try:
-                    functional_call(self.model, tensors, tuple(x.to(device) for x in guess))
+                    for graph in self.graphs[::-1] if len(self.graphs) > 1 else ():  # auxiliary heads may want larger ones
+                        self.model.train(graph.training)
+                        functional_call(self.model, {name: x.clone() for name, x in tensors.items()},
+                                        tuple(x.to(device) for x in guess))
+                    functional_call(self.model.eval(), tensors, tuple(x.to(device) for x in guess))
                 except Exception:  # a wrong guess may end in any error
                     continue
                 return tuple(guess)

@@ -1,0 +1,129 @@
+"""The smaller network: removed channels cut out of a plain one, where nothing else speaks in them.
+
+Which channels must be cut together is what torch-pruning finds.  Such a group
+is cut where every layer that reads it reads a removed unit there
+(`gstlib.surroundings`), and the cut is tried on invented numbers before it is
+believed.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from gstlib.errors import InputError
+from gstlib.masking import chosen
+from gstlib.surroundings import Surroundings, aside
+
+
+class Compact(NamedTuple):
+    """A smaller network and what it saves.
+
+    `model`: the network, in its own classes (its state dict has other shapes: keep it with `torch.save(model)`).
+    `parameters`, `operations`: numbers before and after, operations those of one forward pass of the example batch
+    (`torch.utils.flop_counter`).  `cut`, `left`: how many removed units were cut out, and how many stay as zeros.
+    """
+
+    model: nn.Module
+    parameters: tuple[int, int]
+    operations: tuple[int, int]
+    cut: int
+    left: int
+
+
+def torch_pruning():
+    """The package that finds coupled channels; raises `InputError` where it is not installed."""
+    try:
+        import torch_pruning as package
+    except ImportError as error:
+        raise InputError("a compact network needs torch-pruning: pip install 'gstlib[compact]'") from error
+    return package
+
+
+class Compaction:
+    """What a masked network says of its silent channels, taken before the masks go; `of(plain)` cuts them out."""
+
+    def __init__(self, around: Surroundings):
+        torch_pruning()  # before anything changes
+        self.around = around
+        self.removed = {path: m._buffers["removed_units"].cpu().view(-1) > 0 for path, m in around.model.named_modules()
+                        if "removed_units" in m._buffers}
+        self.silent: dict[str, torch.Tensor] = {}  # layer -> the channels of its input that are removed units
+        for layer, units in self.removed.items():
+            for path, labels in around.unit(layer).readers.items():
+                self.silent[path] = chosen(labels, units) | self.silent.get(path, False)
+
+    def of(self, plain: nn.Module) -> Compact:
+        """The network `plain`, which is left as it is, without the channels that can be cut."""
+        with aside(plain):
+            plain.eval()
+            trial = copy.deepcopy(plain).cpu()
+        with torch.no_grad():
+            for name, x in (*trial.named_parameters(), *trial.named_buffers()):
+                x.copy_(self.around.tensors[name].masked_fill(x == 0, 0) if isinstance(x, nn.Parameter) else
+                        self.around.tensors[name])
+            expected = tree_leaves(trial(*self.around.inputs))
+
+        def same(layers: list[str]) -> bool:
+            tried = copy.deepcopy(trial)
+            try:
+                self._cut(tried, layers)
+                with torch.no_grad():
+                    given = tree_leaves(tried(*self.around.inputs))
+                return all(torch.allclose(x, y, rtol=1e-4, atol=1e-6) for x, y in zip(expected, given, strict=True)
+                           if isinstance(x, torch.Tensor))
+            except Exception:  # what torch-pruning cannot cut may end in any error
+                return False
+
+        layers = list(self.removed)
+        if not same(layers):
+            layers = []
+            for layer in self.removed:
+                layers += [layer] if same([*layers, layer]) else []
+        small = copy.deepcopy(plain).cpu().eval()
+        before, gone = self._counted(small), self._cut(small, layers)
+        after, total = self._counted(small), sum(int(units.sum()) for units in self.removed.values())
+        cut = sum(int(self.removed[path][idxs].sum()) for path, idxs in gone.items() if path in self.removed)
+        small = small.to(next(plain.parameters()).device).train(plain.training)
+        return Compact(small, *zip(before, after), cut, total - cut)
+
+    def _counted(self, model: nn.Module) -> tuple[int, int]:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(*self.around.inputs)
+        return sum(p.numel() for p in model.parameters()), counter.get_total_flops()
+
+    def _cut(self, model: nn.Module, layers: list[str]) -> dict[str, list[int]]:
+        """Cut the silent channels of `layers` out of `model`; layer -> the outputs that it lost."""
+        trainable = {name: p.requires_grad for name, p in model.named_parameters()}
+        paths, cuts, gone = {module: path for path, module in model.named_modules()}, [], {}
+        with warnings.catch_warnings(), torch.enable_grad():
+            warnings.simplefilter("ignore")
+            graph = torch_pruning().DependencyGraph().build_dependency(model.requires_grad_(True), self.around.inputs, verbose=False)
+            for layer in layers:
+                module, units = model.get_submodule(layer), len(self.removed[layer])
+                prune = graph.get_pruner_of_module(module).prune_out_channels
+                removed, heard = torch.zeros(units, dtype=torch.bool), torch.zeros(units, dtype=torch.bool)
+                for item in graph.get_pruning_group(module, prune, range(units)) if layer not in gone else ():
+                    path, roots = paths.get(item.dep.target.module), torch.tensor(item.root_idxs)
+                    if not graph.is_out_channel_pruning_fn(item.dep.handler):
+                        heard[roots[~self.silent[path][item.idxs]] if path in self.silent else slice(None)] = True
+                    elif path in self.removed:
+                        removed[roots[self.removed[path][item.idxs]]] = True
+                idxs = (removed & ~heard).nonzero().flatten().tolist()
+                idxs = idxs[len(idxs) == units:]  # one must stay
+                if idxs:
+                    cuts.append((module, prune, idxs))
+                    gone |= {paths[item.dep.target.module]: item.idxs for item in graph.get_pruning_group(module, prune, idxs)
+                             if graph.is_out_channel_pruning_fn(item.dep.handler) and item.dep.target.module in paths}
+            for cut in cuts:  # only now: a cut shifts the channels of what reads it
+                graph.get_pruning_group(*cut).prune()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trainable[name]).grad = None
+        return gone
+

@@ -33,7 +33,7 @@ def _profile(args) -> str:
 def _figures(args) -> list[str]:
     if "all" in args.figures and len(args.figures) > 1:
         raise InputError("'all' stands for every figure; name it alone")
-    return experiments.every(args.profile, args.data) if args.figures in ([], ["all"]) else args.figures
+    return experiments.every(_profile(args), args.data) if args.figures in ([], ["all"]) else args.figures
 
 
 def _check_campaign(args) -> None:

@@ -15,7 +15,8 @@ from gstlib.experiments.profiles import PROFILES, Profile, Size, data_spec, pars
 __all__ = ["CAMPAIGN", "EXPERIMENTS", "PROFILES", "Experiment", "Labelled", "Profile", "Size", "Stage", "data_spec",
            "every", "experiment", "listed", "parse_seeds", "profile", "scaled_schedule"]
 
-EXPERIMENTS = {what.name: what for what in (*EARLY, *FINAL, *BEYOND)}
+# early figures show at every size what several seeds look like; a second one of the rest would take minutes
+EXPERIMENTS = {what.name: what for what in (*EARLY, *(late._replace(one_seed=True) for late in (*FINAL, *BEYOND)))}
 
 
 def experiment(name: str) -> Experiment:
@@ -38,7 +39,8 @@ def listed(figures: Iterable[str], name: str, seeds, find: Callable[[str], Any])
     right, and gives anything with `name`, `fingerprint` and `classes`.
     """
     size, chosen = profile(name), [experiment(figure) for figure in figures]
-    numbers = parse_seeds(size.seeds if seeds is None else seeds, size.first_seed)
+    parse_seeds(1 if seeds is None else seeds)  # wrong ones are told before the data are looked for
     found = find(size.data)
     spec = data_spec(size, found.name, found.fingerprint, found.classes)
-    return [(what.name, run) for what in chosen for run in what.runs(size, spec, numbers)], found
+    return [(what.name, run) for what in chosen for run in what.runs(
+        size, spec, parse_seeds(what.seeds(size) if seeds is None else seeds, size.first_seed))], found

@@ -28,12 +28,18 @@ class Labelled(NamedTuple):
 
 
 class Experiment(NamedTuple):
-    """A figure's name, title, the function that lists its runs, and the data that it is about where not CIFAR-10."""
+    """A figure's name, title, the function that lists its runs, the data that it is about where not CIFAR-10, and
+    whether one seed is enough for a trial of the machinery."""
 
     name: str
     title: str
     runs: Callable[[Profile, DataSpec, Iterable[int]], list[Labelled]]
     data: str = ""
+    one_seed: bool = False
+
+    def seeds(self, profile: Profile) -> int:
+        """How many seeds are run where none are asked for."""
+        return 1 if self.one_seed and profile.name == "smoke" else profile.seeds
 
 
 def run_spec(profile: Profile, data: DataSpec, seed: int, model: str, *, pruning: PruningSpec | None = None,

@@ -140,10 +140,11 @@ def study(store: Store, figure: str, profile: str = "smoke", data: str | None = 
     """
     size, what = experiments.profile(profile), experiments.experiment(figure)
     source = find_data(store, size, data, figure)
-    number = size.seeds
+    number = what.seeds(size)
     if seeds is None:
         stored = set(store.ids())
-        while any(run.spec.id in stored for run in what.runs(size, source, [size.first_seed + number])):
+        # a trial of one seed stays one, though it shares runs with figures that have two
+        while number > 1 and any(run.spec.id in stored for run in what.runs(size, source, [size.first_seed + number])):
             number += 1
     wanted = what.runs(size, source, experiments.parse_seeds(number if seeds is None else seeds, size.first_seed))
     held = dict(store.runs({run.spec.id for run in wanted}))
@@ -166,4 +167,4 @@ def study(store: Store, figure: str, profile: str = "smoke", data: str | None = 
                  pd.concat([columns, runs], axis=1),
                  pd.DataFrame([rows.provenance for _, rows in found]).assign(**keys),
                  command(figure, profile, data or source.name, store.path,
-                         seeds if seeds is not None or number == size.seeds else number))
+                         seeds if seeds is not None or number == what.seeds(size) else number))

@@ -152,7 +152,11 @@ def fall_and_recovery(study: Study) -> alt.VConcatChart:
     deepest = min(min(e["change"]) for e in events if (e["way"], e["seed"]) == (best, seeds[0]))
     this = "datum.way == way && datum.seed == seed"
     x = alt.X("epoch:Q", title=None, scale=alt.Scale(domain=[0, last], nice=False, padding=0))
-    y = alt.Y("accuracy:Q", title="test accuracy (%)", scale=alt.Scale(zero=False))
+    # one scale for all runs: they compare, and an epoch before the first test or a run that is not stored leaves it whole
+    accuracies, changes = ([value for row in some for value in row[name]]
+                           for some, name in ((rows, "accuracy"), (events, "change")))
+    y = alt.Y("accuracy:Q", title="test accuracy (%)",
+              scale=alt.Scale(domain=[min(accuracies), max(accuracies)], zero=False))
     whole = alt.Chart(alt.NamedData("runs")).transform_filter(this).transform_flatten(["epoch", "accuracy"])
     till = whole.transform_filter("floor(datum.epoch) <= epoch")
     line = alt.layer(
@@ -169,7 +173,8 @@ def fall_and_recovery(study: Study) -> alt.VConcatChart:
     struck = alt.Chart(alt.NamedData("events")).transform_filter(this)
     falls = struck.transform_flatten(["epoch", "layer", "change"]).mark_bar(
         width=3, aria=False).encode(
-        x, alt.Y("change:Q", title="change (points)", scale=alt.Scale(nice=True, padding=6), axis=alt.Axis(tickCount=3)),
+        x, alt.Y("change:Q", title="change (points)", axis=alt.Axis(values=[-50, -20, -5, -1, 0, 1, 5, 20]), scale=alt.Scale(
+            type="symlog", constant=0.3, domain=[min(changes + [-1]), max(changes + [0])], padding=6, nice=False)),
         opacity=shade, color=alt.Color("layer:N", scale=colours, legend=None),
         tooltip=["epoch:Q", "layer:N", alt.Tooltip("change:Q", title="change at the event (points)")],
     ).properties(width=_panel(), height=90)
@@ -184,8 +189,8 @@ def fall_and_recovery(study: Study) -> alt.VConcatChart:
         opacity=alt.condition("datum.gone <= epoch", alt.value(0.3), alt.value(1)),
     ).properties(width=_panel(), height=160, title="filters, dark once they are removed")
     return alt.vconcat(line, falls, strip, spacing=8).resolve_scale(color="independent").properties(
-        description="Test accuracy over the epochs, the change at each event and the filters that are left, for the run that "
-                    f"is chosen; at first {best}, seed {seeds[0]}, whose deepest fall is {-deepest:.1f} points.",
+        description="Test accuracy over the epochs, the change at each event and the filters that are left, for the run "
+                    f"that is chosen; at first {best}, seed {seeds[0]}, whose deepest fall is {-deepest:.1f} points.",
         datasets={"runs": rows, "events": events, "filters": filters}, usermeta={"play": "epoch"})
 
 
@@ -220,8 +225,9 @@ def expected_activation() -> alt.HConcatChart:
         alt.Y("score:N", title=None),
         alt.Color("score:N", legend=None, scale=alt.Scale(domain=["E[BN]", "l2 norm"], range=["#D55E00", "#CC79A7"])))
     return ((density | area) & bars.properties(width=_panel(), height=60)).resolve_scale(color="independent").properties(
-        description="A normal density that is cut at 0, and the area behind it: the expected activation E[BN], which "
-                    "follows scale and shift. The norm of the weights follows neither, and E[BN] does not follow the weights.")
+        description="A normal density that is cut at 0, and the area behind it: the expected activation E[BN], "
+                    "which follows scale and shift. The norm of the weights follows neither, and E[BN] does not "
+                    "follow the weights.")
 
 
 def schedule() -> alt.VConcatChart:
@@ -254,8 +260,9 @@ def schedule() -> alt.VConcatChart:
         alt.Y("removed:Q", title="units removed", stack=None, scale=alt.Scale(domain=[0, alt.expr("units")], nice=False)))
     return alt.vconcat(strip, stairs.properties(width=_panel(), height=200), spacing=4).add_params(
         *sliders, units, events, total, rate).properties(
-            description="Pruning events over the epochs and the number of units that are gone, by first and last epoch, "
-                        "share and period. Figure 1's last layer has 7 events at r = 40, a rate of 13%; 18% at 60, 30% at 100.")
+            description="Pruning events over the epochs and the number of units that are gone, by first and last "
+                        "epoch, share and period. Figure 1's last layer has 7 events at r = 40, a rate of 13%; 18% at "
+                        "60, 30% at 100.")
 
 
 def doses(studies: Iterable[Study]) -> pd.DataFrame:

@@ -293,6 +293,8 @@ def dose(rows: pd.DataFrame) -> alt.LayerChart:
 
     Colour is the target, size the iterative rate, shape the network; the figure is chosen.
     """
+    # few seeds have intervals in logarithms beyond what an accuracy can fall, and beyond what JSON and the axis can hold
+    rows = rows.assign(**{end: rows[end].clip(1e-3, 100) for end in ("instability_low", "instability_high")})
     every = list(dict.fromkeys(name for names in rows["figures"] for name in names))
     chosen = alt.param("figure", value="every figure",
                        bind=alt.binding_select(options=["every figure", *every], name="Figure"))

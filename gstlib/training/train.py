@@ -327,7 +327,7 @@ class _Group:
             try:
                 tables = run.tables.keys()
                 run.load_state_dict(state["run"])
-                if run.tables.keys() != tables or len(run.tables["epoch"]) != epoch or step > steps:
+                if not tables <= run.tables.keys() or len(run.tables["epoch"]) != epoch or step > steps:
                     raise ValueError("no run can stand so")
                 past = state["resumed"] + 1, now - n * state["seconds"], now - n * state["epoch_seconds"]
             except Exception as error:  # whoever knows how it is sealed may have put anything into it

@@ -104,7 +104,7 @@ def test_the_sentence_counts_verdicts_and_runs(judged):
 def test_an_empty_store_s_sentence_names_no_date(tmp_path):
     store = Store(tmp_path / "none")
     text = tables.verdicts_sentence(claims.evaluate(store), store)
-    assert text == "From 0 stored runs. At full width: 20 not run. At small scale: 20 not run."
+    assert text == "From 0 stored runs. At full width: 25 not run. At small scale: 25 not run."
 
 
 def test_what_a_claim_says_is_escaped(judged):

@@ -293,8 +293,9 @@ def dose(rows: pd.DataFrame) -> alt.LayerChart:
 
     Colour is the target, size the iterative rate, shape the network; the figure is chosen.
     """
-    # few seeds have intervals in logarithms beyond what an accuracy can fall, and beyond what JSON and the axis can hold
-    rows = rows.assign(**{end: rows[end].clip(1e-3, 100) for end in ("instability_low", "instability_high")})
+    # few seeds have intervals beyond what an accuracy can fall, and what JSON and the axis can hold; one seed has none
+    rows = rows.assign(**{f"{what}_{end}": rows[f"{what}_{end}"].fillna(rows[what]).clip(least, 100)
+                          for what, least in (("instability", 1e-3), ("accuracy", 0)) for end in ("low", "high")})
     every = list(dict.fromkeys(name for names in rows["figures"] for name in names))
     chosen = alt.param("figure", value="every figure",
                        bind=alt.binding_select(options=["every figure", *every], name="Figure"))
@@ -306,7 +307,6 @@ def dose(rows: pd.DataFrame) -> alt.LayerChart:
               "axis": alt.Axis(values=[digit * 10.0**power for power in range(-4, 2) for digit in (1, 2, 5)])}
     up = {"title": "final test accuracy (%)", "scale": alt.Scale(zero=False, padding=10)}
     x, y = alt.X("instability:Q", **across), alt.Y("accuracy:Q", **up)
-    between = base.transform_filter("isValid(datum.instability_low)")
     tooltip = [alt.Tooltip("way:N"), alt.Tooltip("network:N"), alt.Tooltip("seeds:Q"),
                alt.Tooltip("rate:Q", title="rate (% of a layer)"),
                alt.Tooltip("instability:Q", title="mean instability (points)", format=".3f"),
@@ -316,8 +316,8 @@ def dose(rows: pd.DataFrame) -> alt.LayerChart:
                                           legend=alt.Legend(symbolFillColor=_INK, tickCount=3)),
         shape=alt.Shape("network:N", title="network", legend=alt.Legend(symbolFillColor=_INK)), tooltip=tooltip)
     return alt.layer(
-        between.mark_rule(opacity=0.6, aria=False).encode(alt.X("instability_low:Q", **across), y, x2="instability_high:Q"),
-        between.mark_rule(opacity=0.6, aria=False).encode(x, alt.Y("accuracy_low:Q", **up), y2="accuracy_high:Q"),
+        base.mark_rule(opacity=0.6, aria=False).encode(alt.X("instability_low:Q", **across), y, x2="instability_high:Q"),
+        base.mark_rule(opacity=0.6, aria=False).encode(x, alt.Y("accuracy_low:Q", **up), y2="accuracy_high:Q"),
         points,
     ).add_params(chosen).properties(
         description=f"{len(rows)} ways of pruning by mean instability, {rows['instability'].min():.2g} to "

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from gstlib.experiments.figures import Experiment, Labelled, each_seed, vgg11
+from gstlib.experiments.figures import Experiment, Labelled, by_rate, each_seed, vgg11
 from gstlib.experiments.profiles import Profile, Size
 from gstlib.spec import DataSpec, RunSpec
 
@@ -98,10 +98,8 @@ def dose(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labelle
     def zeroed(r: int, batches: int):
         return vgg11(profile, r, target="L", score="l2", effect="zero", batches=batches)
 
-    methods = (("S", "ebn"), ("S", "l2"), ("L", "ebn"), ("L", "l2"), ("R", "ebn"))
     return each_seed(profile, data, seeds, "vgg11", {
-        **{f"{target} r={r}{' l2' if score == 'l2' else ''}": vgg11(profile, r, target=target, score=score)
-           for r in (40, 4, 60, 20, 100) for target, score in methods},
+        **by_rate(profile),
         **{f"zeroing {k}": zeroed(40, k) for k in (0, 5, 15, 50, 1500)},
         **{f"zeroing 50 r={r}": zeroed(r, 50) for r in (20, 60, 100)},
     })

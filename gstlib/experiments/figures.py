@@ -178,12 +178,14 @@ def figure4(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labe
     Command: `python -m gstlib run figure4 --profile paper`; 26 configurations
     x 10 seeds.
     """
+    return each_seed(profile, data, seeds, "vgg11", {"none": None, **by_rate(profile)})
+
+
+def by_rate(profile: Profile) -> dict[str, PruningSpec]:
+    """Figure 4's ways of pruning VGG11, every one at five rates."""
     methods = (("S", "ebn"), ("S", "l2"), ("L", "ebn"), ("L", "l2"), ("R", "ebn"))
-    return each_seed(profile, data, seeds, "vgg11", {
-        "none": None,
-        **{f"{target} r={r}{' l2' if score == 'l2' else ''}": vgg11(profile, r, target=target, score=score)
-           for r in (40, 4, 60, 20, 100) for target, score in methods},
-    })
+    return {f"{target} r={r}{' l2' if score == 'l2' else ''}": vgg11(profile, r, target=target, score=score)
+            for r in (40, 4, 60, 20, 100) for target, score in methods}
 
 
 def figure5(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labelled]:

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from gstlib.experiments.figures import (
-    RESNET18_LAST, VGG11_LAST, Experiment, Labelled, each_seed, figure5, pruning_spec, resnet18, vgg11)
+    RESNET18_LAST, VGG11_LAST, Experiment, Labelled, each_seed, pruning_spec, resnet18, vgg11)
 from gstlib.experiments.profiles import Profile, rounded
 from gstlib.spec import DataSpec, PruningSpec
 
@@ -88,24 +88,21 @@ def figure4(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labe
                                        for r in (30, 60)}, size=f"{model}, SGD", **_SGD_EPOCHS)]
 
 
-def final_figure5(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labelled]:
+def figure5(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labelled]:
     """Figures 5 and D2 of the final version: filters zeroed for a while, the last time with all they had given back (C21).
 
     Cumulative zeroing holds at zero every filter that an event has targeted so far, and then restores their weights,
     scale, shift and running statistics.  Command: `python -m gstlib run final-figure5 --profile paper`; 12
     configurations x 10 seeds.
     """
-    early = {run.label: run.spec.pruning for run in figure5(profile, data, [0])}
-    large = early["L l2 weights"]
-
-    def lasting(effect: str, batches: int) -> PruningSpec:
+    def struck(effect: str, batches: int = 0) -> PruningSpec:
         return vgg11(profile, 40, target="L", score="l2", effect=effect, batches=batches)
 
     return each_seed(profile, data, seeds, "vgg11", {
-        "none": None, "L l2 weights": large,
-        **{f"{name} {k}": lasting(effect, k) for name, effect in (("zeroing", "zero"), ("gaussian", "gaussian"))
+        "none": None, "L l2 weights": struck("remove-weights"),
+        **{f"{name} {k}": struck(effect, k) for name, effect in (("zeroing", "zero"), ("gaussian", "gaussian"))
            for k in (1, 50, 1105)},
-        **{f"cumulative {k}": lasting("zero-cumulative", k) for k in CUMULATIVE}})
+        **{f"cumulative {k}": struck("zero-cumulative", k) for k in CUMULATIVE}})
 
 
 def figure_b2(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labelled]:
@@ -146,7 +143,7 @@ FINAL = (
     Experiment("final-figure2", "Figure 2 of the final version: pruning in training and before it", figure2),
     Experiment("final-figure3", "Figure 3 of the final version: targets and rates, VGG11", figure3),
     Experiment("final-figure4", "Figure 4 of the final version: two rates under SGD, ResNets", figure4),
-    Experiment("final-figure5", "Figure 5 of the final version: zeroing, restored or not, VGG11", final_figure5),
+    Experiment("final-figure5", "Figure 5 of the final version: zeroing, restored or not, VGG11", figure5),
     Experiment("final-figureB2", "Figure B2 of the final version: its figure 2 by E[BN]", figure_b2),
     Experiment("final-figureC3", "Figure C3 of the final version: an event an epoch under SGD, ResNet18", figure_c3),
     Experiment("final-tableC1", "Table C1 of the final version: more removed of ResNet18", table_c1),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -16,32 +15,25 @@ from scipy import stats
 from gstlib.reading import figures, measures, text
 from gstlib.reading.figures import FEWEST
 from gstlib.reading.interval import LEVEL, Estimate, t_interval
-from gstlib.reading.measures import CIRCUMSTANCES, KEYS
+from gstlib.reading.measures import KEYS
 from gstlib.reading.study import Study
 
 _WHOLE = 50_000  # training images where a profile takes all of them
 _KINDS = {"true": ("#0072B2", "labels that are true"), "wrong": ("#D55E00", "labels that are wrong")}
 
 
-def gains(study: Study, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """A row a pair (pruned, unpruned label): mean gain in points of final accuracy, seed by seed, low, high and n."""
-    rows = []
-    for pruned, unpruned in pairs:
-        a, b = (text.by_seed(study, label, "final_accuracy") for label in (pruned, unpruned))
-        rows.append((pruned, *t_interval((a - b).dropna())[:4]))
-    return pd.DataFrame(rows, columns=["label", "gain", "low", "high", "n"])
-
-
 def places(study: Study) -> pd.DataFrame:
-    """A row a place of the map that has runs: its gain (see `gains`), width, images, `steps` between two events of a layer,
+    """A row a place of the map that has runs: its gain (mean over seeds, in points, with low, high and n), width, images, `steps` between two events of a layer,
     and `back`, the mean share of clusters of events made good in training (`measures.back`)."""
     pruned = study.runs[study.runs["target"] != "none"]
     at = pruned.assign(images=pruned["train_size"].where(pruned["train_size"] > 0, _WHOLE),
                        steps=lambda r: r["retrain"] * r["images"] // r["batch_size"])
     back = measures.back(study.epochs, study.events).groupby("label")["back"].mean()
     each = at.drop_duplicates("label")[["label", "width", "images", "steps"]]
-    found = gains(study, [(label, label.replace("L r=40", "none")) for label in each["label"]])
-    return each.merge(found, on="label").assign(back=lambda r: r["label"].map(back)).dropna(subset="gain")
+    gains = measures.gains(study.runs, {label: label.replace("L r=40", "none") for label in each["label"]})
+    found = pd.DataFrame([(label, *t_interval(100 * part["gain"])[:4]) for label, part in gains.groupby("label", sort=False)],
+                         columns=["label", "gain", "low", "high", "n"])
+    return each.merge(found, on="label").assign(back=lambda r: r["label"].map(back))
 
 
 def gain_map(rows: pd.DataFrame, x: str) -> Figure:
@@ -190,17 +182,6 @@ def dose_table(rows: pd.DataFrame) -> str:
         return f"*Too few runs for a regression ({error}).*"
     return text.markdown([[f"{term} ways of pruning", text.number(*each[:3], "points", form="+.2f"), f"{each.p:.2g}", each.n]
                           for term, each in found.items()], ["slope, for a tenfold instability", "estimate", "p", "n"])
-
-
-def gain_dots(rows: pd.DataFrame, names: Sequence[str]) -> Figure:
-    """Gains (`gains`) one below the other, with 95% intervals; `names` in the rows' order."""
-    ax = figures.axes("gain of prune L, points of accuracy", "", shares=False)
-    for place, row in enumerate(rows.itertuples()):
-        half = row.high - row.gain if row.n >= FEWEST else None
-        ax.errorbar(row.gain, -place, xerr=half, color="#D55E00", marker="D", markersize=7, capsize=4)
-    ax.axvline(0, color="#4d4d4d", linewidth=1)
-    ax.set_yticks(range(0, -len(rows), -1), names)
-    return ax.figure
 
 
 def mixed(rows: pd.DataFrame) -> dict[str, Estimate]:

@@ -6,6 +6,7 @@ Rows belong to a run and its configuration by the columns label, seed and run.  
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -239,11 +240,17 @@ def pattern(events: pd.DataFrame, reference: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*KEYS, "pattern"])
 
 
-def gains(runs: pd.DataFrame, baseline: str = "none") -> pd.DataFrame:
-    """The pruned runs whose seed has a run of `baseline` too, with `gain`, their final accuracy less that run's."""
-    plain = runs.loc[runs["label"] == baseline].set_index("seed")["final_accuracy"]
-    rows = runs[(runs["label"] != baseline) & runs["seed"].isin(plain.index)]
-    return rows.assign(gain=rows["final_accuracy"] - rows["seed"].map(plain))
+def gains(runs: pd.DataFrame, baselines: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """The pruned runs whose seed has an unpruned one too, with `gain`, their final accuracy less that run's.
+
+    `baselines`: label -> label of the unpruned runs in the same circumstances; None: "none" for every other label.
+    """
+    if baselines is None:
+        baselines = {label: "none" for label in runs["label"].unique() if label != "none"}
+    plain = runs.set_index(["label", "seed"])["final_accuracy"]
+    rows = runs[runs["label"].isin(list(baselines))]
+    unpruned = plain.reindex(pd.MultiIndex.from_arrays([rows["label"].map(baselines), rows["seed"]])).to_numpy()
+    return rows.assign(gain=rows["final_accuracy"] - unpruned).dropna(subset="gain")
 
 
 def stability(runs: pd.DataFrame) -> pd.DataFrame:

@@ -143,8 +143,9 @@ def study(store: Store, figure: str, profile: str = "smoke", data: str | None = 
     number = what.seeds(size)
     if seeds is None:
         stored = set(store.ids())
-        # a trial of one seed stays one, though it shares runs with figures that have two
-        while number > 1 and any(run.spec.id in stored for run in what.runs(size, source, [size.first_seed + number])):
+        # of experiments that share runs with early figures, which may have more seeds, a seed counts when it is whole
+        enough = all if what.one_seed else any
+        while enough(run.spec.id in stored for run in what.runs(size, source, [size.first_seed + number])):
             number += 1
     wanted = what.runs(size, source, experiments.parse_seeds(number if seeds is None else seeds, size.first_seed))
     held = dict(store.runs({run.spec.id for run in wanted}))

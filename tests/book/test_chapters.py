@@ -97,7 +97,7 @@ def check_whole(text, output):
 
 @every_chapter_with_panels
 def test_a_chapter_shows_every_panel_of_a_full_store(chapter, run_here, whole, tmp_path):
-    text, pictures = run_here(chapter, profile="smoke", seeds=3, results=str(whole.path), output=str(tmp_path))
+    text, pictures = run_here(chapter, profile="smoke", results=str(whole.path), output=str(tmp_path))
     check_whole(text, tmp_path)
     assert len(pictures) == text.count("[PNG]") > 0 and f"[notebook](path:{chapter.name})" in text
 
@@ -118,7 +118,7 @@ def test_a_chapter_without_its_runs_names_the_command(chapter, run_here, tmp_pat
 @pytest.mark.slow
 @every_chapter_with_panels
 def test_a_chapter_executes_through_papermill(chapter, whole, tmp_path):
-    done, place = execute(chapter, tmp_path, profile="smoke", seeds=3, results=whole.path, output=tmp_path / "figures")
+    done, place = execute(chapter, tmp_path, profile="smoke", results=whole.path, output=tmp_path / "figures")
     assert done.returncode == 0, done.stderr
     check_whole(shown(place), tmp_path / "figures")
 

@@ -104,7 +104,8 @@ class Compaction:
         paths, cuts, gone = {module: path for path, module in model.named_modules()}, [], {}
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
-            graph = torch_pruning().DependencyGraph().build_dependency(model.requires_grad_(True), self.around.inputs, verbose=False)
+            graph = torch_pruning().DependencyGraph().build_dependency(
+                model.requires_grad_(True), self.around.inputs, verbose=False)
             for layer in layers:
                 module, units = model.get_submodule(layer), len(self.removed[layer])
                 prune = graph.get_pruner_of_module(module).prune_out_channels

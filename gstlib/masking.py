@@ -14,18 +14,16 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
-from torch.utils._pytree import tree_leaves
 
 from gstlib import scores
 from gstlib.errors import InputError
-from gstlib.surroundings import MASKS, Surroundings, Unit, aside
+from gstlib.surroundings import MASKS, Surroundings, Unit
 
 
 def _silence_removed(module: nn.Module, _inputs, output: torch.Tensor) -> torch.Tensor:
@@ -40,10 +38,10 @@ def _silence_input(module: nn.Module, inputs: tuple) -> tuple:
     return torch.where(module.silent_inputs > 0, 0, inputs[0]), *inputs[1:]
 
 
-_HOOKS = {"removed_units": _silence_removed, "silent_units": _silence_output, "silent_inputs": _silence_input}
+HOOKS = {"removed_units": _silence_removed, "silent_units": _silence_output, "silent_inputs": _silence_input}
 
 
-class _Weighed:
+class Weighed:
     """What a layer's class is mixed with to compute with a weight of which parts are removed, held at 0 or noised."""
 
     def weight_in_force(self, weight: torch.Tensor) -> torch.Tensor:
@@ -61,17 +59,17 @@ class _Weighed:
         return _blank, (type(self).__bases__[1],), self.__dict__
 
 
-class _WeighedConv(_Weighed):
+class _WeighedConv(Weighed):
     def _conv_forward(self, x, weight, bias):
         return super()._conv_forward(x, self.weight_in_force(weight), bias)
 
 
-class _WeighedLinear(_Weighed):
+class _WeighedLinear(Weighed):
     def forward(self, x):
         return F.linear(x, self.weight_in_force(self.weight), self.bias)
 
 
-class _WeighedTransposed(_Weighed):
+class _WeighedTransposed(Weighed):
     def forward(self, x, output_size=None):
         n = len(self.kernel_size)
         padding = self._output_padding(x, output_size, self.stride, self.padding, self.kernel_size, n, self.dilation)
@@ -86,7 +84,7 @@ _WEIGHED = {nn.Linear: _WeighedLinear, nn.Conv1d: _WeighedConv, nn.Conv2d: _Weig
 
 @functools.cache  # one class for all networks, so that code compiled for one serves the others
 def _weighed(kind: type) -> type | None:
-    """`kind` with `_Weighed` mixed in; None for a class that has a forward pass of its own."""
+    """`kind` with `Weighed` mixed in; None for a class that has a forward pass of its own."""
     for base, mixin in _WEIGHED.items():
         if issubclass(kind, base) and kind.forward is base.forward:
             return type(kind.__name__, (mixin, kind), {})
@@ -123,7 +121,7 @@ def check_layer(around: Surroundings, name: str, structure: str, score: str, eff
                          "so E[BN] is undefined there; use score 'l2' or 'l1'")
     if structure == "filter" and effect == "remove":
         return around.unit(name)
-    if effect != "gaussian" and not isinstance(module, _Weighed) and _weighed(type(module)) is None:
+    if effect != "gaussian" and not isinstance(module, Weighed) and _weighed(type(module)) is None:
         raise InputError(f"layer {name!r} is a {type(module).__name__}, whose forward pass is its own; "
                          "only whole filters can be removed from it")
     return Unit(name, norms)
@@ -138,6 +136,16 @@ def _note_activation(module: nn.Module, _inputs, output: torch.Tensor) -> None:
         module.active_units.copy_(torch.where(module.active_batches % 10 == 0, new, module.active_units))
 
 
+def unit_axis(module: nn.Module) -> int:
+    """Along which axis of its weight a layer's units lie; what it reads lies along the other of the first two."""
+    return 1 if isinstance(module, nn.modules.conv._ConvTransposeNd) else 0
+
+
+def along(values: torch.Tensor, weight: torch.Tensor, axis: int) -> torch.Tensor:
+    """`values` (n,) in a shape that broadcasts over `weight` along `axis`."""
+    return values.view([-1 if d == axis else 1 for d in range(weight.dim())])
+
+
 class MaskedLayer:
     """A layer whose units can be removed, with whatever must be silent behind it.
 
@@ -150,7 +158,7 @@ class MaskedLayer:
         self.name, self.structure, self.score, self.unit = unit.layer, structure, score, unit
         self.module = model.get_submodule(unit.layer)
         self.batch_norms = [model.get_submodule(norm) for norm in unit.batch_norms]
-        self._axis = 1 if isinstance(self.module, nn.modules.conv._ConvTransposeNd) else 0
+        self._axis = unit_axis(self.module)
         self._undo: list[Callable[[], object]] = []
         weight = self.module.weight
         masked = any(self._mask(name) is not None for name in ("removed_units", "targeted_units", "removed_weights"))
@@ -161,8 +169,8 @@ class MaskedLayer:
             shape = labels.shape if before is None else torch.broadcast_shapes(labels.shape, before.shape)
             if before is None or before.shape != shape:  # other layers' units may lie there in another shape
                 self._buffer(module, name, torch.zeros(shape, device=weight.device) + (0 if before is None else before))
-            if _HOOKS[name] not in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
-                hook = _HOOKS[name]
+            if HOOKS[name] not in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+                hook = HOOKS[name]
                 self._undo.append((module.register_forward_pre_hook if name == "silent_inputs" else
                                    module.register_forward_hook)(hook).remove)
         if not self._points:
@@ -173,9 +181,7 @@ class MaskedLayer:
             if effect == "gaussian-transient":
                 masks["weight_noise"] = weights
             elif effect.startswith("zero") and held:
-                shape = [1] * weight.dim()
-                shape[self._axis] = self.units
-                masks["held_units"] = torch.zeros(shape, device=weight.device)
+                masks["held_units"] = along(torch.zeros(self.units, device=weight.device), weight, self._axis)
             if masks.keys() != {"targeted_units"}:
                 self._weigh()
             for name, value in masks.items():
@@ -183,7 +189,8 @@ class MaskedLayer:
                     self._buffer(self.module, name, value)
         if score == "activation":
             # as what comes next sees the unit: behind normalisation and, where a sum was silenced, the shortcut
-            spoken = [module for module, name, labels in self._points if name != "silent_inputs" and labels.numel() == self.units]
+            spoken = [module for module, name, labels in self._points
+                      if name != "silent_inputs" and labels.numel() == self.units]
             self._active = [self.module, *self.batch_norms, *spoken][-1]
             if "active_units" not in self._active._buffers:  # of two layers that feed one sum the mean is one
                 self._buffer(self._active, "active_units", torch.zeros(self.units, device=weight.device))
@@ -197,7 +204,7 @@ class MaskedLayer:
 
     def _weigh(self) -> None:
         kind = type(self.module)
-        if not issubclass(kind, _Weighed):
+        if not issubclass(kind, Weighed):
             self.module.__class__ = _weighed(kind)
             self._undo.append(lambda: setattr(self.module, "__class__", kind))
             for name in ("removed_weights", "held_units", "weight_noise"):
@@ -317,173 +324,15 @@ def chosen(labels: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def prove(around: Surroundings, units: Sequence[Unit]) -> None:
-    """Raise `InputError` unless removed units are silent in a forward pass on invented numbers, in evaluation mode and,
-    where the batch allows it, in training mode; changes nothing."""
-    model = around.model
-    modes = [(graph, training) for training in (False, True) for graph in around.graphs
-             if graph.training == training or len(around.graphs) == 1]
-    for graph, training in modes if any(unit.points for unit in units) else ():
-        with aside(model):
-            model.train(training)
-            inputs = around.inputs
-            try:
-                functional_call(model, around.tensors, inputs)
-            except Exception:  # a batch too small for training's statistics
-                continue
-        tensors, failed = dict(around.tensors), []
-        for unit in units:
-            for (path, name), labels in unit.points.items():
-                half = torch.arange(1, int(labels.max()) + 1) % 2 == 1
-                own = tensors.get(f"{path}.{name}", torch.zeros(model.get_submodule(path)._buffers[name].shape))
-                tensors[f"{path}.{name}"] = own.masked_fill(chosen(labels, half), 1)
-
-        def check(unit, path, number, end, labels):
-            count = iter(range(10**9))
-
-            def look(_module, inputs, output=None):
-                value = inputs[0] if end == "input" else output
-                if next(count) == number and isinstance(value, torch.Tensor) and (
-                        value.masked_select((labels % 2 == 1).expand(value.shape)) != 0).any():
-                    failed.append((unit, path, end))
-            module = model.get_submodule(path)
-            module.register_forward_pre_hook(look) if end == "input" else module.register_forward_hook(look)
-
-        with aside(model, keep=_HOOKS.values()):
-            model.train(training)
-            for unit in units:
-                for expected in unit.expected[graph.training]:
-                    check(unit, *expected)
-            functional_call(model, tensors, inputs)
-        for unit, path, end in failed[:1]:
-            raise InputError(f"layer {unit.layer!r} cannot be pruned by units: "
-                             f"they would not be silent in the {end} of {path!r}")
-
-
-class _Zeros:
-    """Which entries of a network's parameters must be 0 for it to compute without masks what it computes with them.
-
-    Where a norm's scale and shift cannot give the silence (behind a sum, an
-    activation), `joined` also zeroes the other layers that feed the sum, and
-    `readers` the weights by which the next layers read the silent units.
-    """
-
-    def __init__(self, around: Surroundings, units: Sequence[Unit], joined: bool, readers: bool):
-        self.model, self.entries = around.model, {}
-        self.unexpressed: list[str] = []  # layers
-        for path, module in self.model.named_modules():
-            if isinstance(module, _Weighed) and module.removed_weights is not None:
-                self.mark(path, "weight", module.removed_weights > 0)
-        others = [around.unit(name) for name in around.layers if joined and _can(around, name)]
-        for unit in units:
-            removed = self.mask(unit.layer, "removed_units").view(-1)
-            self.rows(unit, removed)
-            for key, labels in unit.points.items():
-                if key[1] != "removed_units" and not self.scaled(*key, chosen(labels, removed)):
-                    self.unexpressed.append(unit.layer)
-                    for other in others:
-                        if key in other.points:
-                            theirs, silent = torch.broadcast_tensors(other.points[key], self.mask(*key))
-                            self.rows(other, torch.isin(torch.arange(1, int(theirs.max()) + 1), theirs[silent]))
-            for path, labels in unit.readers.items() if readers and unit.layer in self.unexpressed else ():
-                module = self.model.get_submodule(path)
-                columns = chosen(labels, removed)
-                axis = 0 if isinstance(module, nn.modules.conv._ConvTransposeNd) else 1
-                self.mark(path, "weight", columns.view([-1 if d == axis else 1 for d in range(module.weight.dim())]))
-
-    def mask(self, path: str, name: str) -> torch.Tensor:
-        return self.model.get_submodule(path)._buffers[name].cpu() > 0
-
-    def mark(self, path: str, name: str, where: torch.Tensor) -> None:
-        parameter = self.model.get_submodule(path)._parameters.get(name)
-        if parameter is not None:
-            key = f"{path}.{name}"
-            self.entries[key] = self.entries.get(key, False) | where.cpu().expand(parameter.shape)
-
-    def rows(self, unit: Unit, removed: torch.Tensor) -> None:
-        """A layer's units, and theirs in the norms behind it."""
-        weight = self.model.get_submodule(unit.layer).weight
-        axis = 1 if isinstance(self.model.get_submodule(unit.layer), nn.modules.conv._ConvTransposeNd) else 0
-        self.mark(unit.layer, "weight", removed.view([-1 if d == axis else 1 for d in range(weight.dim())]))
-        self.mark(unit.layer, "bias", removed)
-        for (path, name), labels in unit.points.items():
-            if name == "silent_units":
-                self.scaled(path, name, chosen(labels, removed))
-
-    def scaled(self, path: str, name: str, silent: torch.Tensor) -> bool:
-        """Zero a module's scale and shift (or its rows) where its output is `silent`; whether it has them."""
-        module = self.model.get_submodule(path)
-        weight = module._parameters.get("weight")
-        if name != "silent_units" or weight is None:
-            return False
-        if silent.numel() == len(weight):  # a norm by channels, a depthwise convolution
-            silent = silent.reshape([-1] + [1] * (weight.dim() - 1))
-        elif silent.dim() > weight.dim() or any(n not in (1, m) for n, m in zip(silent.shape[::-1], weight.shape[::-1])):
-            return False
-        self.mark(path, "weight", silent)
-        bias = module._parameters.get("bias")
-        self.mark(path, "bias", silent if bias is None or bias.dim() == weight.dim() else silent.flatten())
-        return True
-
-
-def _can(around: Surroundings, name: str) -> bool:
-    try:
-        return bool(around.unit(name))
-    except InputError:
-        return False
-
-
-def zeros_for_plain(around: Surroundings) -> dict[str, torch.Tensor]:
-    """Parameter -> which of its entries must be 0 for the network to have the same outputs without its masks.
-
-    Tried on invented numbers before it is believed.  Raises `InputError`
-    where no zeros do it: an identity shortcut carries a silenced channel on
-    into further sums.
-    """
-    model = around.model
-    units = [around.unit(name) for name in around.layers if "removed_units" in model.get_submodule(name)._buffers]
-    for joined, readers in ((False, False), (True, False), (False, True), (True, True)):
-        zeros = _Zeros(around, units, joined, readers)
-        if not units or _same_outputs(around, zeros):
-            break
-    else:
-        names = ", ".join(repr(name) for name in dict.fromkeys(zeros.unexpressed))
-        raise InputError(f"no plain network has the outputs of this one: behind {names} removed channels are silenced in a "
-                         "sum whose shortcut goes on into another; keep the masks (state_dict and copies carry them)")
-    return zeros.entries
-
-
-@torch.no_grad()
 def unmask(model: nn.Module, zeros: dict[str, torch.Tensor]) -> None:
     """Put `zeros` into the parameters and take every mask off the network."""
     for name, where in zeros.items():
         model.get_parameter(name).masked_fill_(where.to(model.get_parameter(name).device), 0)
     for module in model.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for key in [key for key, hook in hooks.items() if hook in (*_HOOKS.values(), _note_activation)]:
+            for key in [key for key, hook in hooks.items() if hook in (*HOOKS.values(), _note_activation)]:
                 del hooks[key]
-        if isinstance(module, _Weighed):
+        if isinstance(module, Weighed):
             module.__class__ = type(module).__bases__[1]
         for name in MASKS:
             module._buffers.pop(name, None)
-
-
-def _same_outputs(around: Surroundings, zeros: _Zeros) -> bool:
-    model, outputs = around.model, []
-    masks = {name: buffer.cpu() for name, buffer in model.named_buffers()
-             if name.split(".")[-1].startswith(("removed_", "silent_"))}
-    plain = {name: tensor.masked_fill(zeros.entries[name], 0) if name in zeros.entries else tensor
-             for name, tensor in around.tensors.items()}
-    for training in (False, True):
-        for tensors, hooks in ((around.tensors | masks, _HOOKS.values()), (plain, ())):
-            with aside(model, keep=hooks):
-                model.train(training)
-                try:
-                    outputs.append(functional_call(model, {k: v.clone() for k, v in tensors.items()}, around.inputs))
-                except Exception:  # a batch too small for training's statistics
-                    if not training:
-                        raise
-                    outputs.append(())
-    flat = [tree_leaves(output) for output in outputs]
-    return all(torch.allclose(x, y, rtol=1e-4, atol=1e-6) for one, other in (flat[:2], flat[2:]) for x, y in zip(one, other)
-               if isinstance(x, torch.Tensor))

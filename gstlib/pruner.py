@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from gstlib import masking
+from gstlib import masking, proof
 from gstlib.compact import Compact, Compaction
 from gstlib.effects import Effect
 from gstlib.errors import InputError, plain
@@ -86,7 +86,7 @@ class Pruner:
         try:
             for unit in units:
                 self.layers.append(MaskedLayer(model, unit, structure, score, effect, held=batches > 0))
-            masking.prove(around, units)
+            proof.prove(around, units)
             self._before = [layer.before for layer in self.layers]  # by others, when this Pruner was made
             totals = schedule.removed([layer.size for layer in self.layers], max(schedule.end))
             for layer, total, gone in zip(self.layers, totals, self._before):
@@ -198,7 +198,7 @@ class Pruner:
         identity shortcut that goes on into a further sum.
         """
         around = Surroundings(self.model, self._example)
-        zeros = masking.zeros_for_plain(around)
+        zeros = proof.zeros_for_plain(around)
         compaction = Compaction(around) if compact else None
         self.effect.end()
         masking.unmask(self.model, zeros)

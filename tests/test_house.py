@@ -9,7 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "gstlib"
 GROUND = {"errors", "files"}  # use nothing of ours
-PAPER = {"pruning", "scores", "surroundings", "masking", "effects", "compact", "pruner", "models", "convolution", "flatness"}
+PAPER = {"pruning", "scores", "surroundings", "masking", "proof", "effects", "compact", "pruner", "models", "convolution",
+         "flatness"}
 # what a room may use beside the ground floor and itself; the paper's modules count as one room
 ARROWS = {
     "paper": set(),

@@ -23,15 +23,17 @@ _KINDS = {"true": ("#0072B2", "labels that are true"), "wrong": ("#D55E00", "lab
 
 
 def places(study: Study) -> pd.DataFrame:
-    """A row a place of the map that has runs: its gain (mean over seeds, in points, with low, high and n), width, images, `steps` between two events of a layer,
-    and `back`, the mean share of clusters of events made good in training (`measures.back`)."""
+    """A row a place of the map that has runs: its gain (mean over seeds, in points, with low, high and n), width, images,
+    `steps` between two events of a layer, and `back`, the mean share of clusters of events made good in training
+    (`measures.back`)."""
     pruned = study.runs[study.runs["target"] != "none"]
     at = pruned.assign(images=pruned["train_size"].where(pruned["train_size"] > 0, _WHOLE),
                        steps=lambda r: r["retrain"] * r["images"] // r["batch_size"])
     back = measures.back(study.epochs, study.events).groupby("label")["back"].mean()
     each = at.drop_duplicates("label")[["label", "width", "images", "steps"]]
     gains = measures.gains(study.runs, {label: label.replace("L r=40", "none") for label in each["label"]})
-    found = pd.DataFrame([(label, *t_interval(100 * part["gain"])[:4]) for label, part in gains.groupby("label", sort=False)],
+    found = pd.DataFrame([(label, *t_interval(100 * part["gain"])[:4])
+                          for label, part in gains.groupby("label", sort=False)],
                          columns=["label", "gain", "low", "high", "n"])
     return each.merge(found, on="label").assign(back=lambda r: r["label"].map(back))
 

@@ -6,7 +6,8 @@ from torch import nn
 
 from gstlib import masking, models
 from gstlib.errors import InputError
-from gstlib.masking import MaskedLayer, check_layer, prove
+from gstlib.masking import MaskedLayer, check_layer
+from gstlib.proof import prove
 from gstlib.models import BasicBlock
 from gstlib.surroundings import Surroundings
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from gstlib.convolution import Conv2d
+from gstlib.convolution import Conv2d, MaxPool2d
 from gstlib.errors import InputError, check_choice
 
 VGG_LAYOUT = {
@@ -34,9 +34,9 @@ def conv4(num_classes: int, width: float) -> nn.Module:
     c1, c2, hidden = (_scaled(c, width) for c in (32, 64, 512))
     return nn.Sequential(OrderedDict(
         conv1=Conv2d(3, c1, 3, padding=1), relu1=nn.ReLU(inplace=True),
-        conv2=Conv2d(c1, c1, 3), pool1=nn.MaxPool2d(2), relu2=nn.ReLU(inplace=True),
+        conv2=Conv2d(c1, c1, 3), pool1=MaxPool2d(2), relu2=nn.ReLU(inplace=True),
         conv3=Conv2d(c1, c2, 3, padding=1), relu3=nn.ReLU(inplace=True),
-        conv4=Conv2d(c2, c2, 3), pool2=nn.MaxPool2d(2), relu4=nn.ReLU(inplace=True),
+        conv4=Conv2d(c2, c2, 3), pool2=MaxPool2d(2), relu4=nn.ReLU(inplace=True),
         flatten=nn.Flatten(), fc1=nn.Linear(c2 * 36, hidden), relu5=nn.ReLU(inplace=True),
         fc2=nn.Linear(hidden, num_classes),
     ))
@@ -52,7 +52,7 @@ def vgg(name: str, num_classes: int, width: float) -> nn.Module:
     for entry in VGG_LAYOUT[name]:
         if entry == "M":
             pool += 1
-            layers[f"pool{pool}"] = nn.MaxPool2d(2)
+            layers[f"pool{pool}"] = MaxPool2d(2)
             layers.move_to_end(f"relu{conv}")
             continue
         conv += 1

@@ -89,7 +89,7 @@ class _Tracer(fx.Tracer):
         self.calls: list[Call] = []
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (*LAYERS, *BATCH_NORMS)) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, (*LAYERS, *BATCH_NORMS, nn.MaxPool2d)) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m, forward, args, kwargs):
         first = args[0].node if args and isinstance(args[0], fx.Proxy) else None

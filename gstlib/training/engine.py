@@ -30,7 +30,6 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from gstlib.convolution import MaxPool2d
 from gstlib.data import Loader
 from gstlib.errors import InputError, say
 from gstlib.spec import OptimiserSpec
@@ -105,9 +104,6 @@ class Replica:
     def __init__(self, model: nn.Module, spec: OptimiserSpec, loader: Loader, precision: str = "float32"):
         self.model, self.spec, self.loader, self.precision = model, spec, loader, precision
         self.device, loader.smoothing = loader.device, spec.label_smoothing
-        for module in model.modules():
-            if type(module) is nn.MaxPool2d:  # only now: pruners read networks of torch's own modules
-                module.__class__ = MaxPool2d
         fused = "fused-optimiser" not in switched_off()
         if spec.name == "adam":
             self.optimiser = torch.optim.Adam(model.parameters(), lr=spec.lr, weight_decay=spec.weight_decay, fused=fused,

@@ -53,7 +53,7 @@ def test_what_the_package_imports_is_required():
             elif isinstance(node, ast.ImportFrom):
                 imported.add(node.module.split(".")[0])
     distributions = {"PIL": "pillow", "sklearn": "scikit-learn", "IPython": "ipykernel",
-                     "vl_convert": "vl-convert-python"}
+                     "vl_convert": "vl-convert-python", "torch_pruning": "torch-pruning"}
     outside = {distributions.get(name, name) for name in imported - sys.stdlib_module_names - {"gstlib"}}
     required = {Requirement(text).name for text in PROJECT["dependencies"]}
     optional = {Requirement(text).name for texts in PROJECT["optional-dependencies"].values() for text in texts}

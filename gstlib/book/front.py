@@ -13,6 +13,7 @@ from IPython.display import HTML
 from gstlib.book import moving
 from gstlib.claims import CONTRADICTED, INCONCLUSIVE, NOT_RUN, SUPPORTED, verdicts
 from gstlib.errors import InputError
+from gstlib.reading.figures import FEWEST
 from gstlib.reading.interval import LEVEL, t_interval
 from gstlib.reading.study import Study, study
 from gstlib.store import Store
@@ -77,7 +78,7 @@ def pruned_or_not(runs: Study) -> str:
     """How far pruned runs end above unpruned ones, in a sentence with its interval over seeds."""
     accuracy = 100 * runs.runs.pivot(index="seed", columns="label", values="final_accuracy").dropna()
     found = t_interval(accuracy.drop(columns="none", errors="ignore").mean(axis=1) - accuracy.get("none", float("nan")))
-    if found.n < 2:
+    if found.n < FEWEST:
         return ""
     value, low, high = (f"{number:+.2f}".replace("-", "−") for number in found[:3])
     return f"Pruned networks end {value} points from those left whole ({low} to {high})."

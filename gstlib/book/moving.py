@@ -18,7 +18,7 @@ import vl_convert
 from IPython.display import HTML
 
 from gstlib.reading import figures, text
-from gstlib.reading.interval import t_interval
+from gstlib.reading.interval import Estimate, t_interval
 from gstlib.reading.study import Study
 
 _WIDTH, _GAP, _MARGIN = 700, 20, 74  # of the still picture, between two panels side by side, of an axis: as in moving.js
@@ -105,9 +105,9 @@ def linked(study: Study) -> alt.HConcatChart:
     means = []
     for way in ways:
         of = [row for row in rows if row["way"] == way]
-        value, low, high, *_ = t_interval(row["final"] for row in of)
-        means.append({"way": way, "instability": float(np.mean([row["instability"] for row in of])), "final": value,
-                      "low": low, "high": high})
+        found = _shown(t_interval(row["final"] for row in of))
+        means.append({"way": way, "instability": float(np.mean([row["instability"] for row in of])), "final": found.value,
+                      "low": found.low, "high": found.high})
     mean = alt.Chart(alt.NamedData("means")).encode(alt.X("instability:Q"), _coloured(ways))
     return alt.hconcat(
         alt.layer(mean.mark_rule(strokeWidth=2, opacity=0.7, aria=False).encode(alt.Y("low:Q"), y2="high:Q"),
@@ -265,11 +265,16 @@ def schedule() -> alt.VConcatChart:
                         "60, 30% at 100.")
 
 
+def _shown(found: Estimate) -> Estimate:
+    """The estimate, without width where there are too few runs for an interval: a rule of no length is not seen."""
+    return found if found.n >= figures.FEWEST else found._replace(low=found.value, high=found.value)
+
+
 def doses(studies: Iterable[Study]) -> pd.DataFrame:
     """A row a way of pruning of the studies: its means over seeds with 95% intervals, and the figures that show it.
 
-    instability (points, the mean of logarithms raised again) and accuracy (per cent), each with low and high (nan below
-    two seeds), rate (per cent), target ("D" for every decile), score, network, seeds, figures (a list).
+    instability (points, the mean of logarithms raised again) and accuracy (per cent), each with low and high (see
+    `_shown`), rate (per cent), target ("D" for every decile), score, network, seeds, figures (a list).
     """
     found: dict[str, dict] = {}
     for study in studies:
@@ -278,7 +283,7 @@ def doses(studies: Iterable[Study]) -> pd.DataFrame:
             if spec.pruning is None:
                 continue
             if spec.id not in found:
-                fall, accuracy = t_interval(runs["log_instability"]), t_interval(100 * runs["final_accuracy"])
+                fall, accuracy = map(_shown, (t_interval(runs["log_instability"]), t_interval(100 * runs["final_accuracy"])))
                 found[spec.id] = {
                     "way": figures.legend_name(study, label), "network": spec.model.name, "target": spec.pruning.target[0],
                     "rate": round(100 * spec.pruning.schedule.iterative_rate, 2), "seeds": fall.n, "figures": [],
@@ -293,8 +298,8 @@ def dose(rows: pd.DataFrame) -> alt.LayerChart:
 
     Colour is the target, size the iterative rate, shape the network; the figure is chosen.
     """
-    # few seeds have intervals beyond what an accuracy can fall, and what JSON and the axis can hold; one seed has none
-    rows = rows.assign(**{f"{what}_{end}": rows[f"{what}_{end}"].fillna(rows[what]).clip(least, 100)
+    # few seeds have intervals beyond what an accuracy can fall, and what JSON and the axis can hold
+    rows = rows.assign(**{f"{what}_{end}": rows[f"{what}_{end}"].clip(least, 100)
                           for what, least in (("instability", 1e-3), ("accuracy", 0)) for end in ("low", "high")})
     every = list(dict.fromkeys(name for names in rows["figures"] for name in names))
     chosen = alt.param("figure", value="every figure",

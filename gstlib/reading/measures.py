@@ -60,7 +60,8 @@ def summary(tables: dict[str, pd.DataFrame], test_images: int | None) -> dict:
         mean = np.abs(t_pre - t_post).mean()
         smallest = 1 / ((test_images or final["images"]) * len(events))
         row |= {"best_accuracy": np.nanmax([*after, t_post[-1]]), "mean_instability": mean,
-                "mean_relative_instability": ((t_pre - t_post) / t_pre).mean(),
+                # no share of nothing
+                "mean_relative_instability": ((t_pre - t_post) / np.where(t_pre > 0, t_pre, np.nan)).mean(),
                 "log_instability": math.log10(mean or smallest / 2)}
     return row
 

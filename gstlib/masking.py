@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from gstlib import scores
+from gstlib.convolution import Linear, in_bf16
 from gstlib.errors import InputError
 from gstlib.surroundings import MASKS, Surroundings, Unit
 
@@ -66,7 +67,7 @@ class _WeighedConv(Weighed):
 
 class _WeighedLinear(Weighed):
     def forward(self, x):
-        return F.linear(x, self.weight_in_force(self.weight), self.bias)
+        return in_bf16(F.linear, x, self.weight_in_force(self.weight), self.bias)
 
 
 class _WeighedTransposed(Weighed):
@@ -77,9 +78,9 @@ class _WeighedTransposed(Weighed):
                                                  padding, self.groups, self.dilation)
 
 
-_WEIGHED = {nn.Linear: _WeighedLinear, nn.Conv1d: _WeighedConv, nn.Conv2d: _WeighedConv, nn.Conv3d: _WeighedConv,
-            nn.ConvTranspose1d: _WeighedTransposed, nn.ConvTranspose2d: _WeighedTransposed,
-            nn.ConvTranspose3d: _WeighedTransposed}
+_WEIGHED = {Linear: _WeighedLinear, nn.Linear: _WeighedLinear, nn.Conv1d: _WeighedConv, nn.Conv2d: _WeighedConv,
+            nn.Conv3d: _WeighedConv, nn.ConvTranspose1d: _WeighedTransposed,
+            nn.ConvTranspose2d: _WeighedTransposed, nn.ConvTranspose3d: _WeighedTransposed}
 
 
 @functools.cache  # one class for all networks, so that code compiled for one serves the others

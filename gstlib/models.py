@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from gstlib.convolution import Conv2d, MaxPool2d
+from gstlib.convolution import Conv2d, Linear, MaxPool2d
 from gstlib.errors import InputError, check_choice
 
 VGG_LAYOUT = {
@@ -37,8 +37,8 @@ def conv4(num_classes: int, width: float) -> nn.Module:
         conv2=Conv2d(c1, c1, 3), pool1=MaxPool2d(2), relu2=nn.ReLU(inplace=True),
         conv3=Conv2d(c1, c2, 3, padding=1), relu3=nn.ReLU(inplace=True),
         conv4=Conv2d(c2, c2, 3), pool2=MaxPool2d(2), relu4=nn.ReLU(inplace=True),
-        flatten=nn.Flatten(), fc1=nn.Linear(c2 * 36, hidden), relu5=nn.ReLU(inplace=True),
-        fc2=nn.Linear(hidden, num_classes),
+        flatten=nn.Flatten(), fc1=Linear(c2 * 36, hidden), relu5=nn.ReLU(inplace=True),
+        fc2=Linear(hidden, num_classes),
     ))
 
 
@@ -65,7 +65,7 @@ def vgg(name: str, num_classes: int, width: float) -> nn.Module:
         layers[f"relu{conv}"] = nn.ReLU(inplace=True)
         channels = out
     layers["flatten"] = nn.Flatten()
-    layers["fc"] = nn.Linear(channels, num_classes)
+    layers["fc"] = Linear(channels, num_classes)
     # 2.45 times torch's default in the last convolutions: the same function behind batch normalisation, but not the
     # same relative step for Adam, nor the same l2 norms and noise
     for module in layers.values():
@@ -123,7 +123,7 @@ def resnet(widths: Sequence[int], blocks: int, change: Callable[[int, int, int],
         first = BasicBlock(channels, out, 1 if number == 1 else 2, change)
         layers[f"stage{number}"] = nn.Sequential(first, *(BasicBlock(out, out, 1, change) for _ in range(blocks - 1)))
         channels = out
-    layers.update(pool=nn.AvgPool2d(64 >> len(stages)), flatten=nn.Flatten(), fc=nn.Linear(channels, num_classes))
+    layers.update(pool=nn.AvgPool2d(64 >> len(stages)), flatten=nn.Flatten(), fc=Linear(channels, num_classes))
     return nn.Sequential(layers)
 
 

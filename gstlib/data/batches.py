@@ -20,6 +20,7 @@ class Loader:
     def __init__(self, images: Images, batch_size: int, augment: bool, seed: int,
                  device: torch.device, channels_last: bool):
         images = images.to(device)
+        device = images.train_x.device
         self.x, self.y, self.test_x, self.test_y = images.train_x, images.train_y, images.test_x, images.test_y
         self.smoothing = 0.0  # of the labels that are trained on; whoever trains says how much
         self.batch_size, self.augment, self.device = batch_size, augment, device

@@ -82,6 +82,7 @@ class Images:
 
     def to(self, device: torch.device) -> Images:
         """The same images on `device`; the object itself where they are there already."""
+        device = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0", as tensors there name it
         if self.train_x.device == device:
             return self
         moved = replace(self, **{name: getattr(self, name).to(device) for name in _PARTS})

@@ -196,6 +196,7 @@ def test_what_is_left_off_on_a_gpu_changes_no_result(monkeypatch, left_off):
 
 
 @pytest.mark.cuda
-def test_a_gpu_with_a_number_is_measured_first_of_all():
-    timing = measure.measure(measure.Case(narrow("vgg11")), torch.device("cuda:0"), BRIEF)
+@pytest.mark.parametrize("name", ["cuda:0", "cuda"])
+def test_a_gpu_with_or_without_a_number_is_measured_first_of_all(name):
+    timing = measure.measure(measure.Case(narrow("vgg11"), 2), torch.device(name), BRIEF)
     assert timing.memory > 0 and "CUDA graph" in timing.techniques

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from gstlib.convolution import Conv2d, MaxPool2d
+from gstlib import convolution
+from gstlib.convolution import Conv2d, Linear, MaxPool2d
 
 
 def pair(channels=5, out=4, bias=True, **settings) -> tuple[nn.Module, nn.Module]:
@@ -119,7 +120,8 @@ def test_an_image_without_a_batch_works_as_in_torch():
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_autocast_computes_in_bfloat16(bias):
+def test_autocast_computes_in_bfloat16(bias, monkeypatch):
+    monkeypatch.setattr(convolution, "_has_bf16", lambda: True)
     ours, theirs = (layer.float() for layer in pair(bias=bias))
     x = torch.randn(3, 5, 2, 2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -130,6 +132,37 @@ def test_autocast_computes_in_bfloat16(bias):
     assert ours.weight.grad.dtype == torch.float32
     expected.float().sum().backward()
     torch.testing.assert_close(ours.weight.grad, theirs.weight.grad, rtol=0.02, atol=0.05)
+
+
+@pytest.mark.parametrize("ours, theirs, shape", [
+    (Conv2d(5, 4, 3, padding=1), nn.Conv2d(5, 4, 3, padding=1), (3, 5, 8, 8)),
+    (Conv2d(5, 4, 3, padding=1), nn.Conv2d(5, 4, 3, padding=1), (3, 5, 2, 2)),
+    (Linear(6, 4), nn.Linear(6, 4), (3, 6))], ids=["large map", "small map", "linear"])
+@pytest.mark.parametrize("has", [True, False])
+def test_bf16_is_rounded_as_torch_rounds_it_also_without_instructions_for_it(ours, theirs, shape, has, monkeypatch):
+    monkeypatch.setattr(convolution, "_has_bf16", lambda: has)
+    theirs.load_state_dict(ours.state_dict())
+    x, results = torch.randn(shape), []
+    for layer in (ours, theirs):
+        layer.zero_grad()
+        given = x.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = layer(given)
+        assert y.dtype == torch.bfloat16
+        y.square().sum().backward()
+        results.append([y, given.grad, layer.weight.grad, layer.bias.grad])
+    for found, expected in zip(*results, strict=True):  # a unit in the last of bf16's eight binary places, and what follows
+        torch.testing.assert_close(found, expected, rtol=2**-7, atol=0.03)
+        assert torch.equal(found, found.bfloat16().to(found.dtype))
+
+
+def test_in_another_precision_nothing_is_rounded(monkeypatch):
+    monkeypatch.setattr(convolution, "_has_bf16", lambda: False)
+    layer, x = Linear(6, 4), torch.randn(3, 6)
+    plain = nn.functional.linear(x, layer.weight, layer.bias)
+    assert torch.equal(layer(x), plain)
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert layer(x).dtype == torch.float16
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 8, 8), (2, 4, 2, 2), (2, 3, 7, 8), (1, 1, 6, 4)])

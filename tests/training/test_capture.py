@@ -340,7 +340,8 @@ def test_a_step_on_a_gpu_stays_there_and_asks_nothing(monkeypatch, name, model, 
         images = Images(*parts, "cifar10", "", "")
         images.__dict__["statistics"] = torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1)
         replica = Replica(network, OptimiserSpec(name=name, momentum=0.9 * (name == "sgd")),
-                          Loader(images, 32, True, 0, torch.device("cuda", 0), True))
+                          Loader(images, 32, True, 0, torch.device("cuda"), True))
+        assert replica.device == torch.device("cuda", 0)  # some of torch.cuda's functions want the number
         # autograd itself needs the device
         monkeypatch.setattr(torch.Tensor, "backward", lambda _: [
             setattr(parameter, "grad", torch.zeros_like(parameter)) for parameter in network.parameters()])
@@ -417,7 +418,7 @@ def test_company_does_not_matter_on_a_gpu(digits, spec):
 
 @pytest.mark.cuda
 def test_noise_on_a_gpu_is_fresh_has_the_stated_size_and_ends(digits, spec):
-    group = train._Group([spec(pruning=COMPANY["noised"])], digits, torch.device("cuda", 0), lambda _: None, "")
+    group = train._Group([spec(pruning=COMPANY["noised passingly"])], digits, torch.device("cuda", 0), lambda _: None, "")
     pruner, seen = group.runs[0].pruner, []
     pruner.epoch(0, lambda: 0.5)
     for _ in range(3):

@@ -94,8 +94,8 @@ def train_all(store: Store, find: Callable[[str], list[Task]], device: str = "au
     _tidy(done, checkpoints, store.path / "leases")
     if not todo:
         return Outcome(len(done))
-    for task in todo:
-        train.check(task.spec)
+    for spec in {train.kind(task.spec): task.spec for task in todo}.values():  # a campaign has a thousand runs
+        train.check(spec)
     store.check_writable(task.spec.id for task in todo)
     on_gpu = chosen.type == "cuda"
     if executor != "ray":

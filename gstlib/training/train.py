@@ -44,6 +44,12 @@ class Stopped(Exception):
     """Training ended because it was asked to, after a whole step; where there are checkpoints, it goes on from there."""
 
 
+def kind(spec: RunSpec) -> tuple:
+    """What `check` looks at: runs that agree in it are fine together."""
+    p = spec.pruning
+    return spec.model, spec.data.classes, p and (p.layers, p.score, p.structure, p.effect)
+
+
 def check(spec: RunSpec) -> None:
     """Raise `InputError` when `spec` cannot be trained, before any data is touched: a layer that is
     not there, E[BN] without batch normalisation."""

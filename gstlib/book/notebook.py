@@ -17,11 +17,11 @@ from pathlib import Path
 import altair as alt
 import pandas as pd
 from IPython import get_ipython
-from IPython.display import Image, Markdown, display
+from IPython.display import HTML, Image, Markdown, display
 from matplotlib.figure import Figure
 
-from gstlib import experiments
-from gstlib.book import moving
+from gstlib import claims, experiments
+from gstlib.book import boxes, moving
 from gstlib.errors import InputError, check_choice
 from gstlib.reading import figures, text
 from gstlib.reading.study import Study, command, study
@@ -92,7 +92,7 @@ class Chapter:
     def __init__(self, name: str, names: Sequence[str], *, profile: str, data: str | None, seeds, results: str,
                  output: str, **how):
         self.store = prepare(names, profile=profile, data=data, seeds=seeds, results=results, output=output, **how)
-        self.name, self.output, self.profile, self.seeds = name, Path(output), profile, seeds
+        self.name, self.output, self.profile, self.data, self.seeds = name, Path(output), profile, data, seeds
         if not any(about["profile"] == profile for _, _, about in self.store.about()):
             made_by = command(names, profile, data or experiments.profile(profile).data, self.store.path, seeds)
             raise InputError(f"{self.store.path.absolute()} holds no run at profile {profile!r}; make them with: {made_by}")
@@ -140,6 +140,21 @@ class Chapter:
         if not study.runs.empty:
             display(moving.html(draw(study), name))
             self.say(f"*{seen}* {text.caption(study)}")
+
+    @_without_traceback()
+    def verdicts(self, *ids: str) -> None:
+        """Display a box for each of these claims, as all that is stored answers it: `boxes.verdict`.
+
+        Raises `InputError` for a claim that is not there.
+        """
+        by_id = {claim.id: claim for claim in claims.CLAIMS}
+        for name in ids:
+            check_choice("claim", name, by_id)
+        made_of: dict[str, dict[str, None]] = {}
+        for _, _, about in self.store.about():
+            made_of.setdefault(about["profile"], {})[about["data_title"]] = None
+        rows = claims.evaluate(self.store, data=self.data, seeds=self.seeds).set_index("id")
+        display(HTML("".join(boxes.verdict(by_id[name], rows.loc[name], made_of) for name in ids)))
 
     def say(self, words: str) -> None:
         """Display Markdown."""

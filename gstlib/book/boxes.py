@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from html import escape
 
+from gstlib.bench import cost
 from gstlib.book import tables
-from gstlib.claims import CONTRADICTED, INCONCLUSIVE, NOT_RUN, SUPPORTED, Claim
+from gstlib.claims import CLAIMS, CONTRADICTED, INCONCLUSIVE, NOT_RUN, SUPPORTED, Claim
+from gstlib.claims.beyond import PREDICTIONS
 from gstlib.claims.rules import FEWEST
 from gstlib.claims.verdicts import SMALL
-from gstlib.experiments import PROFILES, experiment
+from gstlib.experiments import PROFILES, Experiment, Labelled, experiment
 from gstlib.reading.interval import LEVEL
 from gstlib.spec import DataSpec
+from gstlib.store import Store
 
 _CHANGES = {SUPPORTED: "with which this no longer holds", CONTRADICTED: "with which this holds after all",
             INCONCLUSIVE: "that decide this", NOT_RUN: "that decide this"}
@@ -45,9 +48,28 @@ def verdict(claim: Claim, row: Mapping, made_of: Mapping[str, Iterable[str]]) ->
         f"More {claim.counted} {_CHANGES[deciding]}: {claim.test}. What is judged: {claim.statistic.rstrip('.')}.")))
     facts.append(("What it takes", "<br>".join(f"{name}: {_takes(claim, row, prefix, said)}"
                                                 for name, _, prefix, said in scales)))
+    return _box(f"Verdict on claim {claim.id}",
+                f'<a href="claims.html"><strong>{claim.id}</strong></a> {escape(claim.statement)}', facts)
+
+
+def nothing(what: Experiment, profile: str, missing: Iterable[Labelled], command: str, store: Store, lacks: str) -> str:
+    """The box in the place of panels of `what` at `profile`, which `lacks` something: what the paper shows there (or was
+    predicted), the runs that are `missing` with their hours, as far as `bench.cost` knows, and the command."""
+    facts = [(f"The paper ({claim.published})", f"{claim.id}: {escape(claim.statement)}") for claim in CLAIMS
+             if what.name in {claim.figure, *claim.needs}]
+    facts += [(f"Predicted ({claim.published})", f"{claim.id}: {escape(claim.statement)}") for claim in PREDICTIONS
+              if claim.figure == what.name]
+    specs = {run.spec.id: run.spec for run in missing}.values()
+    device, name = ("cuda", "an H100") if PROFILES[profile].size.width == 1 else ("cpu", f"{cost.CORES} cores of a CPU")
+    hours, basis = cost.hours(specs, device, cost.durations(store))
+    known = f", {cost.readable(hours)} on {name} ({basis}: see <a href=\"cost.html\">what it costs</a>)" if basis else ""
+    facts += [("What it takes", f"{len(specs)} runs{known}"), ("The command", f"<code>{escape(command)}</code>")]
+    return _box(f"Nothing of {what.name} at {profile}", f"<strong>{escape(what.title)}</strong>: {lacks}", facts)
+
+
+def _box(label: str, lead: str, facts: Iterable[tuple[str, str]]) -> str:
     told = "".join(f"<dt>{name}</dt><dd>{words}</dd>" for name, words in facts)
-    return (f'<section class="box verdict-box" aria-label="Verdict on claim {claim.id}"><p><a href="claims.html"><strong>{claim.id}'
-            f"</strong></a> {escape(claim.statement)}</p><dl>{told}</dl></section>")
+    return f'<section class="box" aria-label="{label}"><p>{lead}</p><dl>{told}</dl></section>'
 
 
 def _found(claim: Claim, row: Mapping, prefix: str, said: str) -> str:

@@ -16,7 +16,7 @@ from gstlib.claims.statements import CLAIMS, Claim
 from gstlib.errors import InputError
 from gstlib.reading import measures
 from gstlib.reading.measures import KEYS
-from gstlib.reading.study import Study, command, may_mean, study
+from gstlib.reading.study import Study, command, may_mean, meant, study
 from gstlib.store import Store
 
 FULL_WIDTH = ("paper", "quarter")  # the profiles that speak about the paper, the one nearest to it first
@@ -127,8 +127,7 @@ def evaluate(store: Store, profile: str | None = None, data: str | None = None, 
 
 def _at(store: Store, profile: str, held: set[str], seeds, asked: str | None) -> dict[str, dict]:
     """Every claim judged at one profile, by id, on the data `asked` for, else of those `held` on the profile's own."""
-    own = experiments.profile(profile).data
-    data = asked or (own if own in held else min(held, default=None))
+    data = meant(asked, experiments.profile(profile), held) if held else asked
     figures = dict.fromkeys(figure for claim in CLAIMS for figure in claim.needs)
     there = held and held & may_mean(data)
     studies = {figure: study(store, figure, profile, data, seeds) for figure in figures} if there else {}

@@ -116,7 +116,7 @@ def test_a_chapter_without_its_runs_names_the_command(chapter, run_here, tmp_pat
     write(store, first, 0.5, 0.1)
     text, _ = run_here(chapter, profile="smoke", results=str(store.path), output=str(tmp_path))
     assert "no run is stored at profile smoke" in text
-    named = re.findall(r"[`>]python -m gstlib run (\S+) --profile smoke --data digits --results (\S+)[`<]", text)
+    named = re.findall(r"[`>]python -m gstlib run (\S+) --profile smoke --data digits --results (\S+?)[`<]", text)
     assert named and {figure for figure, _ in named} <= set(experiments.EXPERIMENTS)
     assert {results for _, results in named} == {str(store.path)}
 

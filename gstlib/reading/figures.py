@@ -211,7 +211,7 @@ def instability_by_epoch(study: Study) -> Figure:
     below.axhline(0, color=_BLACK, linestyle=":", linewidth=1.4)
     below.set(xlim=above.get_xlim(), ylabel="difference (points)")
     found = t_interval(less.groupby("seed")["less"].mean())
-    below.set_title("S at small rates, by l2 less by E[BN]" + (
+    below.set_title("prune S at the smallest rate, l2 less E[BN]" + (
         f": {number(*(100 * each for each in found[:3]), 'points')}" * (found.n >= FEWEST)), fontsize="small")
     for ax in (above, below):  # a scale brings its own
         ax.yaxis.set_major_formatter(_POINTS)

@@ -8,18 +8,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable
 from html import escape
 
 import pandas as pd
 
 from gstlib import experiments
-from gstlib.claims import CLAIMS, CONTRADICTED, INCONCLUSIVE, NOT_RUN, SUPPORTED
-from gstlib.claims.verdicts import judge
+from gstlib.claims import CONTRADICTED, INCONCLUSIVE, NOT_RUN, SUPPORTED
 from gstlib.experiments import PROFILES
 from gstlib.reading import text
 from gstlib.reading.interval import LEVEL
-from gstlib.reading.study import Study, once
+from gstlib.reading.study import once
 from gstlib.reading.text import NONE
 from gstlib.spec import DataSpec, PruningSpec
 from gstlib.store import Store
@@ -129,18 +127,6 @@ def answers(table: pd.DataFrame) -> str:
                       f"> *Rule:* {row['statistic']}; {row['test']}.\n>\n"
                       f"> *Answer:* **{row['verdict']}**: {told}.\n>{parts}")
     return "\n\n<!-- -->\n\n".join(blocks)
-
-
-def verdicts(ids: Iterable[str], studies: Iterable[Study], store: Store, data: str | None = None) -> str:
-    """The claims `ids` as `studies`, those of one profile, answer them, as a Markdown table: estimate, seeds, verdict.
-
-    Without Holm's p, which is one over all claims.
-    """
-    by_figure = {study.experiment.name: study for study in studies}
-    (profile,) = {study.profile.name for study in by_figure.values()}
-    found = [(claim, judge(claim, profile, by_figure, store, data)) for claim in CLAIMS if claim.id in ids]
-    return text.markdown(((claim.id, claim.statement, claim.published, number(row), row["n"], f"**{row['verdict']}**")
-                          for claim, row in found), ["", "claim", "paper", f"here ({profile})", "seeds", "verdict"])
 
 
 def claims_html(table: pd.DataFrame) -> str:

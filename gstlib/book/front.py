@@ -117,14 +117,20 @@ def first_screen(table: pd.DataFrame, store: Store, profile: str, data: str | No
 
 
 def banner(store: Store, profile: str) -> str:
-    """What every page says of the size behind it: profile, data and device (HTML); empty at the paper's own scale."""
-    about = [about for _, _, about in store.about() if about["profile"] == profile]
-    if profile == "paper" or not about:
+    """What every page says of the size behind it: profile, data and device (HTML); empty at the paper's own scale.
+
+    Full-width runs, which some figures and verdicts rest on beside those of the build's own profile, are named too.
+    """
+    about = [about for _, _, about in store.about()]
+    of_profile = {name: "; ".join([f"profile {escape(name)}", *(
+        escape(", ".join(dict.fromkeys(each[what] for each in about if each["profile"] == name)))
+        for what in ("data_title", "device"))]) for name in (profile, *verdicts.FULL_WIDTH)
+        if any(each["profile"] == name for each in about)}
+    if profile == "paper" or profile not in of_profile:
         return ""
-    which = "; ".join(", ".join(dict.fromkeys(each[name] for each in about)) for name in ("data_title", "device"))
-    words = ("This build proves that the machinery works, and nothing about the paper" if profile == "smoke"
-             else "Not the paper's own scale")
-    return f"{words}: profile {escape(profile)}; {escape(which)}"
+    if profile == "smoke":
+        return f"This build proves that the machinery works, and nothing about the paper: {of_profile[profile]}"
+    return f"Not the paper's own scale: {', and where a caption says so '.join(of_profile.values())}"
 
 
 def write_head(table: pd.DataFrame, store: Store, profile: str, data: str | None, seeds, output: str) -> None:

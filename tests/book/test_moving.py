@@ -402,6 +402,9 @@ def test_a_banner_says_what_size_a_build_is_and_stays_text(tmp_path, judged):
     store, _ = judged
     assert front.banner(store, "quarter") == "Not the paper's own scale: profile quarter; scikit-learn digits; a processor"
     assert front.banner(store, "paper") == "", "no run, nothing to say"
+    both = fill(tmp_path / "both", "mini")
+    fill(both.path, "quarter")
+    assert front.banner(both, "mini").endswith("and where a caption says so profile quarter; scikit-learn digits; a processor")
     smoke = fill(tmp_path / "smoke")
     assert "proves that the machinery works, and nothing about the paper" in front.banner(smoke, "smoke")
     (spec, tables), = [(run.spec, smoke.read(run.spec.id).tables) for run in study(smoke, "figure1-vgg11").wanted[:1]]

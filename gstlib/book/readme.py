@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 
 from gstlib import claims
 from gstlib.book import front
-from gstlib.claims import verdicts
+from gstlib.claims import NOT_RUN, verdicts
 from gstlib.reading import figures
 from gstlib.reading.study import Study, study
-from gstlib.reading.text import NONE, markdown
+from gstlib.reading.text import markdown
 from gstlib.store import Store
 
 README, PICTURE = Path("README.md"), Path("book/_static/fall-and-recovery.gif")
@@ -66,7 +66,7 @@ def animate(run: Study, place: Path) -> None:
     gone = np.array([np.pad(each.astype(float), (0, widest - len(each)), constant_values=np.nan) for each in layers.values()])
     picture = strip.imshow(gone > last, aspect="auto", cmap="Blues_r", vmin=0, vmax=1, interpolation="nearest")
     accuracy.set(ylabel="test accuracy (%)", xlim=(0, last))
-    change.set(ylabel="change at\nevent (points)", xlim=(0, last), xlabel="epoch")
+    change.set(ylabel="at events\n(points)", xlim=(0, last), xlabel="epoch")
     strip.set(yticks=range(len(layers)), yticklabels=layers, xlabel="filters in the order of their removal")
     strip.grid(False)
     figure.align_ylabels([accuracy, change])
@@ -86,12 +86,15 @@ def animate(run: Study, place: Path) -> None:
 
 
 def short(table: pd.DataFrame) -> str:
-    """The verdicts in a Markdown table, full width and small scale apart, each claim by its id."""
-    rows = []
-    for prefix, where in (("", "full width"), ("small_", f"small scale (`{verdicts.SMALL}`)")):
-        found = front.upheld(table, prefix)
-        rows.append([where, *(", ".join(table["id"][found == verdict]) or NONE for verdict, _ in front.TILES)])
-    return markdown(rows, ["", *(word for _, word in front.TILES)])
+    """The claims that were run with their verdicts, full width and small scale apart, and how many are left (Markdown)."""
+    full, small = (front.upheld(table, prefix) for prefix in ("", "small_"))
+    run = (full != NOT_RUN) | (small != NOT_RUN)
+    called = dict(front.TILES)
+    rows = [(row.id, row.statement, f"**{called[full[row.Index]]}**", called[small[row.Index]])
+            for row in table[run].itertuples()]
+    return (markdown(rows, ["", "claim", "full width", f"small scale (`{verdicts.SMALL}`)"])
+            + f"\n\nOf the paper's {len(table)} claims {(~run).sum()} are not run yet. What Holm's p over all that were run does "
+              "not uphold is open.")
 
 
 def words(table: pd.DataFrame, run: Study | None) -> str:
@@ -99,8 +102,7 @@ def words(table: pd.DataFrame, run: Study | None) -> str:
     parts = [f"**{front.answer(table)}**"]
     if run:
         parts += [f"![{caption(run)}]({PICTURE})", f"*{caption(run)}*"]
-    parts += ["The paper's claims by verdict; what Holm's p over all that were run does not uphold is open:", short(table)]
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, short(table)])
 
 
 def replaced(text: str, new: str) -> str:

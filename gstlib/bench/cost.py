@@ -12,7 +12,7 @@ import json
 import math
 import shlex
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -197,10 +197,14 @@ def by_figure(store: Store, profile: str) -> pd.DataFrame:
                      "epochs": sum(spec.optimiser.epochs for spec in specs),
                      "operations": float(sum(operations)), "floor": sum(floors) / 3600})
         for column, device in (("gpu", "cuda"), ("cpu", "cpu")):
-            seconds, basis = zip(*(duration(spec, device) for spec in specs))
-            rows[-1] |= {column: sum(seconds) / 3600,
-                         f"{column}_basis": ", ".join(sorted(set(basis))) if all(basis) else ""}
+            rows[-1][column], rows[-1][f"{column}_basis"] = hours(specs, device, duration)
     return pd.DataFrame(rows)
+
+
+def hours(specs: Iterable[RunSpec], device: str, duration: Callable[[RunSpec, str], tuple[float, str]]) -> tuple[float, str]:
+    """Hours of these runs on "cuda" or "cpu" and what they rest on, by `durations`; nan and "" where one is unknown."""
+    seconds, basis = zip(*(duration(spec, device) for spec in specs))
+    return sum(seconds) / 3600, ", ".join(sorted(set(basis))) if all(basis) else ""
 
 
 def markdown(costs: pd.DataFrame) -> str:

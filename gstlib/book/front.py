@@ -20,26 +20,33 @@ from gstlib.store import Store
 
 _QUESTION = "C1"  # the claim that the paper is named for
 _ANSWERS = {
-    SUPPORTED: "Less stable pruning leaves VGG11 more accurate",
-    CONTRADICTED: "Less stable pruning leaves VGG11 less accurate",
-    INCONCLUSIVE: "These runs cannot tell whether less stable pruning leaves VGG11 more accurate",
+    SUPPORTED: "less stable pruning left VGG11 more accurate",
+    CONTRADICTED: "less stable pruning left VGG11 less accurate",
+    INCONCLUSIVE: "these runs cannot tell whether less stable pruning leaves VGG11 more accurate",
 }
 TILES = ((SUPPORTED, "supported"), (CONTRADICTED, "contradicted"), (INCONCLUSIVE, "open"), (NOT_RUN, "not run"))
 
 
 def answer(table: pd.DataFrame) -> str:
-    """What the runs say today of the paper's first claim, in a sentence with its uncertainty.
+    """What the runs say today of the paper's first claim, with its uncertainty, in two sentences.
 
-    `table` as `claims.evaluate` gives it; full width speaks where it was run, small scale otherwise.
+    `table` as `claims.evaluate` gives it; full width comes first where it was run, small scale second or alone.
     """
     row = table.set_index("id").loc[_QUESTION]
-    for prefix, verdict, where in (("", row["verdict"], f"full width, profile {row['profile']}"),
-                                   ("small_", row["small_scale"], "small scale, which cannot judge the paper")):
-        if verdict != NOT_RUN:
-            value, low, high = (f"{row[prefix + name]:.2f}".replace("-", "−") for name in ("estimate", "low", "high"))
-            return (f"{_ANSWERS[verdict]}: as of today a tenfold instability goes with {value} points of final test "
-                    f"accuracy (95% interval {low} to {high}, {row[prefix + 'n']:.0f} seeds; {where}).")
-    return "As of today there is no answer: three complete seeds of Figure 1's VGG11 are needed at full width, or at mini."
+    scales = [(verdict, where, profile, *(row[prefix + name] for name in ("estimate", "low", "high", "n")))
+              for prefix, verdict, profile, where in (("", row["verdict"], row["profile"], "at full width"),
+                                                      ("small_", row["small_scale"], verdicts.SMALL, "at small scale"))
+              if verdict != NOT_RUN]
+    if not scales:
+        return ("As of today there is no answer: three complete seeds of Figure 1's VGG11 are needed at full width, or "
+                "at mini.")
+    found = " and ".join(
+        f"{abs(value):.2f} points {'lower' if value < 0 else 'higher'} {where} (95% interval {low:+.2f} to {high:+.2f}, "
+        f"{n:.0f} seeds, profile {profile})" for _, where, profile, value, low, high, n in scales).replace("-", "−")
+    verdict, where, profile, *_ = scales[0]
+    judges = "" if profile in verdicts.FULL_WIDTH else " Small scale cannot judge the paper."
+    return (f"As of today, {where}, {_ANSWERS[verdict]}. Where one of Figure 1's ways of pruning is ten times less stable "
+            f"than another, final test accuracy is on average {found}.{judges}")
 
 
 def upheld(table: pd.DataFrame, prefix: str = "") -> pd.Series:

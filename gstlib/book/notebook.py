@@ -11,20 +11,24 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import altair as alt
 import pandas as pd
 from IPython import get_ipython
-from IPython.display import Image, Markdown, display
+from IPython.display import HTML, Image, Markdown, display
 from matplotlib.figure import Figure
 
-from gstlib import experiments
-from gstlib.book import moving
+from gstlib import claims, experiments
+from gstlib.book import boxes, moving
 from gstlib.errors import InputError, check_choice
+from gstlib.experiments import PROFILES
 from gstlib.reading import figures, text
-from gstlib.reading.study import Study, command, study
+from gstlib.reading.figures import FEWEST
+from gstlib.reading.study import Study, command
+from gstlib.reading.study import study as read_study
+from gstlib.spec import DataSpec
 from gstlib.store import Store
 
 PARAMETERS = ("profile", "data", "seeds", "device", "results", "train", "executor", "output")
@@ -92,63 +96,121 @@ class Chapter:
     def __init__(self, name: str, names: Sequence[str], *, profile: str, data: str | None, seeds, results: str,
                  output: str, **how):
         self.store = prepare(names, profile=profile, data=data, seeds=seeds, results=results, output=output, **how)
-        self.name, self.output, self.profile, self.seeds = name, Path(output), profile, seeds
+        self.name, self.output, self.profile, self.data, self.seeds = name, Path(output), profile, data, seeds
         if not any(about["profile"] == profile for _, _, about in self.store.about()):
             made_by = command(names, profile, data or experiments.profile(profile).data, self.store.path, seeds)
             raise InputError(f"{self.store.path.absolute()} holds no run at profile {profile!r}; make them with: {made_by}")
-        self.studies = [study(self.store, figure, profile, data, seeds) for figure in names]
+        self.studies = [read_study(self.store, figure, profile, data, seeds) for figure in names]
+        self._told: set[str] = set()  # experiments whose box of nothing is shown
+        self._panels = 0  # how many are shown
 
     def on(self, data: str, figure: str) -> Study | None:
         """What the store holds of `figure` on the data set `data`; where that is nothing, None, and the command is shown."""
         try:
-            return study(self.store, figure, self.profile, data, self.seeds)
+            return read_study(self.store, figure, self.profile, data, self.seeds)
         except InputError:
             made_by = command(figure, self.profile, data, self.store.path, self.seeds)
             self.say(f"*On `{data}` nothing is there yet. Make the runs with* `{made_by}`.")
             return None
 
-    def show(self, study: Study, draw: Callable[[Study], Figure], name: str, seen: str,
+    def larger(self, study: Study) -> Study | None:
+        """The same experiment at the largest profile above the chapter's that has at least three seeds of every
+        configuration; where there is none, None, and a box says what the next full-width one would take."""
+        what, above = study.experiment, [*PROFILES][[*PROFILES].index(self.profile) + 1:]
+        found = {}
+        for name in reversed(above):
+            with suppress(InputError):  # no run at that profile
+                found[name] = read_study(self.store, what.name, name, self.data, self.seeds)
+                seeds = found[name].runs.groupby("label")["seed"].nunique()
+                if seeds.reindex(found[name].labels, fill_value=0).min() >= FEWEST:
+                    return found[name]
+        if wide := next((name for name in above if PROFILES[name].size.width == 1), None):
+            size, there = PROFILES[wide], found.get(wide)
+            lacks = f"profile {wide} has no {FEWEST} seeds of every configuration yet."
+            runs = there.missing if there else what.runs(size, DataSpec(size.data, "any"), range(what.seeds(size)))
+            made_by = command(what.name, wide, self.data or size.data, self.store.path, self.seeds)
+            display(HTML(boxes.nothing(what, wide, runs, there.command if there else made_by, self.store, lacks)))
+        return None
+
+    def show(self, study: Study | None, draw: Callable[[Study], Figure], name: str, seen: str,
              rows: Callable[[Study], pd.DataFrame] = lambda study: study.runs, confidence: float = 0.95) -> None:
-        """Draw and save one panel with its caption and links, or say which command makes its runs.
+        """Draw and save one panel with its caption and links, or show one box a figure that says what its runs take.
 
         `name` names its files, `seen` says what is seen, `rows` gives the table behind it.  A panel without runs leaves
-        no file, not even that of an earlier time when there were some.
+        no file, not even that of an earlier time when there were some.  None (see `larger`) shows nothing.
         """
-        if study.runs.empty:
+        if _nothing(study):
             for ending in ("-runs.csv", ".png", ".svg", ".csv"):
                 (self.output / f"{name}{ending}").unlink(missing_ok=True)
-            self.say(f"*{study.experiment.title}: no run is stored at profile {study.profile.name}. "
-                     f"Make them with* `{study.command}`.")
+            if study and (what := study.experiment).name not in self._told:
+                self._told.add(what.name)
+                whole = next((each for each in self.studies if each.experiment == what), study)  # which the command makes
+                held = ", ".join(study.runs["label"].unique())
+                lacks = (f"no run is stored at profile {self.profile} of what this panel shows"
+                         + f" except of {held}" * bool(held) + "; other panels without runs are left out.")
+                display(HTML(boxes.nothing(what, self.profile, whole.missing, study.command, self.store, lacks)))
             return
         self.show_figure(draw(study), name, rows(study), seen, text.caption(study, confidence),
-                         {"runs": f"figures/{name}-runs.csv"})
+                         {"runs": f"figures/{name}-runs.csv"}, text.outcome(study))
         text.runs_table(study).to_csv(self.output / f"{name}-runs.csv", index=False, float_format="%.6g",
                                       lineterminator="\n")
 
     def show_figure(self, figure: Figure, name: str, rows: pd.DataFrame, seen: str, caption: str = "",
-                    more: dict[str, str] | None = None) -> None:
-        """Save and display `figure`; beneath it `seen`, `caption`, links to PNG, SVG, CSV, `more` and the notebook."""
+                    more: dict[str, str] | None = None, outcome: str = "") -> None:
+        """Save and display `figure`; beneath it number, `seen`, `caption`, links to PNG, SVG, CSV, `more` and the notebook.
+
+        Who does not see it reads `seen`, `outcome` and the panels' titles, which state what was found.
+        """
         figures.save(figure, self.output, name, rows)
-        display(Image(str(self.output / f"{name}.png"), width=_WIDTH, alt=seen))
+        titles = "; ".join(title for ax in figure.axes if (title := ax.get_title(loc="left")))
+        told = " ".join(filter(None, (seen, outcome, titles)))
+        display(Image(str(self.output / f"{name}.png"), width=_WIDTH, alt=told))
         links = {kind: f"figures/{name}.{kind.lower()}" for kind in ("PNG", "SVG", "CSV")} | (more or {})
         links["notebook"] = f"path:{self.name}.ipynb"
         listed = " · ".join(f"[{kind}]({target})" for kind, target in links.items())
-        self.say(f"*{seen}* {caption} {listed}")
+        self.say(f"{self._number()} *{seen}* {caption} {listed}")
 
-    def move(self, study: Study, draw: Callable[[Study], alt.TopLevelMixin], name: str, seen: str) -> None:
-        """Display a figure that moves (`moving`) with its caption; nothing where no run is stored."""
-        if not study.runs.empty:
+    def _number(self) -> str:
+        self._panels += 1
+        return f"**Panel {self._panels}.**"
+
+    def move(self, study: Study | None, draw: Callable[[Study], alt.TopLevelMixin], name: str, seen: str) -> None:
+        """Display a figure that moves (`moving`) with its number and caption; nothing where no run is stored."""
+        if not _nothing(study):
             display(moving.html(draw(study), name))
-            self.say(f"*{seen}* {text.caption(study)}")
+            self.say(f"{self._number()} *{seen}* {text.caption(study)}")
+
+    @_without_traceback()
+    def verdicts(self, *ids: str) -> None:
+        """Display a box for each of these claims, as all that is stored answers it: `boxes.verdict`.
+
+        Raises `InputError` for a claim that is not there.
+        """
+        by_id = {claim.id: claim for claim in claims.CLAIMS}
+        for name in ids:
+            check_choice("claim", name, by_id)
+        made_of: dict[str, dict[str, None]] = {}
+        for _, _, about in self.store.about():
+            made_of.setdefault(about["profile"], {})[about["data_title"]] = None
+        rows = claims.evaluate(self.store, data=self.data, seeds=self.seeds).set_index("id")
+        display(HTML("".join(boxes.verdict(by_id[name], rows.loc[name], made_of) for name in ids)))
 
     def say(self, words: str) -> None:
         """Display Markdown."""
         display(Markdown(words))
 
-    def state(self, study: Study, sentence: Callable[..., str], *details) -> None:
+    def state(self, study: Study | None, sentence: Callable[..., str], *details) -> None:
         """Display what `sentence(study, *details)` computes; nothing where no run is stored."""
-        if not study.runs.empty:
+        if not _nothing(study):
             self.say(sentence(study, *details))
+
+
+def _nothing(study: Study | None) -> bool:
+    """Whether nothing is stored of what a study is about: of two pruned configurations, where it compares several."""
+    if study is None or study.runs.empty:
+        return True
+    pruned = [label for label in study.labels if study.spec(label).pruning]
+    return study.runs.loc[study.runs["label"].isin(pruned), "label"].nunique() < min(2, len(pruned))
 
 
 def injected(history: Iterable[str] | None = None) -> list[str]:

@@ -28,11 +28,9 @@ _SECONDS, _REST = 0.12, 20  # of an epoch; frames for which the end stays
 def one_run(store: Store) -> Study | None:
     """The run that the picture shows: Figure 1's least stable way of pruning VGG11 at the largest profile stored, its
     first seed.  None where no run is stored."""
-    held: dict[str, set[str]] = {}
-    for _, spec, about in store.about():
-        held.setdefault(about["profile"], set()).add(spec.data.name)
+    held = {about["profile"] for _, _, about in store.about()}
     for profile in (*verdicts.FULL_WIDTH, verdicts.SMALL, "smoke"):
-        if profile in held and not (found := study(store, "figure1-vgg11", profile, min(held[profile]))).events.empty:
+        if profile in held and not (found := study(store, "figure1-vgg11", profile)).events.empty:
             least_stable = found.runs.groupby("label")["mean_instability"].mean().idxmax()
             part = found.restrict([least_stable])
             return part.restrict([least_stable], int(part.runs["seed"].min()))

@@ -19,7 +19,7 @@ class Claim:
 
     `published`: the paper's number or place; `figure`: the experiment that bears on it; `statistic`: what is computed
     within each seed; `test`: the rule in words; `evaluate`: gets a table for each figure in `needs`, which maps a
-    figure to measures to the configurations that must be there.
+    figure to measures to the configurations that must be there; `counted`: what the finding's `n` counts.
     """
 
     id: str
@@ -30,6 +30,7 @@ class Claim:
     test: str
     evaluate: Callable[..., Finding]
     needs: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
+    counted: str = "seeds"
 
 
 _ABOVE = "the 95% interval above zero"
@@ -57,7 +58,7 @@ CLAIMS = (
           "seeds), over Figure 4's ways of pruning, which include Figure 1's, and Figure 5's permanent one",
           "the interval by Fisher's z over configurations above zero; p by permutation", e.over_configurations,
           {"figure4": dict.fromkeys(_OF_CONFIGURATIONS, e.FIGURE4),
-           "figure5": dict.fromkeys(_OF_CONFIGURATIONS, (e.PRUNE_L,))}),
+           "figure5": dict.fromkeys(_OF_CONFIGURATIONS, (e.PRUNE_L,))}, "configurations"),
     Claim("C2", "In ResNet18, among Figure 1's ways of pruning, the less stable, the more accurate the pruned "
           "network.", "r = .65, p = 5.2e-5", "figure1-resnet18", _SLOPE, _ABOVE, e.mean_log_slope,
           {"figure1-resnet18": dict.fromkeys(_OF_SLOPES, e.RESNET18)}),
@@ -136,7 +137,8 @@ CLAIMS = (
           "depth", _BOTH, e.normality, {"figureA1": dict.fromkeys(("ks_before", "ks_after", "ks_rho"), ("none",))}),
     Claim("C19", "Computing E[BN] costs next to nothing.", "section 3.1.1", "bench",
           "time of one scoring pass of all pruned layers over that of one training step, median and range over the "
-          "networks", "below one training step in every network; contradicted when above in every one", e.cheap),
+          "networks", "below one training step in every network; contradicted when above in every one", e.cheap,
+          counted="networks"),
     # of the final version: C20 and C21 in its abstract's words, C22 to C24 in ours, for what its scripts compare and draw
     Claim("C20", "The less stable the pruning, the flatter the minimum that training ends in.", "final version, abstract and "
           "Figure 6", "final-figure2",

@@ -11,18 +11,19 @@ import pandas as pd
 
 from gstlib import experiments
 from gstlib.claims.evaluations import PRUNE_L
-from gstlib.claims.rules import FEWEST, NOT_RUN, adjusted
+from gstlib.claims.rules import FEWEST, INCONCLUSIVE, NOT_RUN, adjusted
 from gstlib.claims.statements import CLAIMS, Claim
 from gstlib.errors import InputError
 from gstlib.reading import measures
 from gstlib.reading.measures import KEYS
-from gstlib.reading.study import Study, command, may_mean, study
+from gstlib.reading.study import Study, command, may_mean, meant, study
 from gstlib.store import Store
 
 FULL_WIDTH = ("paper", "quarter")  # the profiles that speak about the paper, the one nearest to it first
 SMALL = "mini"
+MOST = 100  # seeds; for an effect that needs more nobody is asked to train
 _FOUND = ("estimate", "low", "high", "confidence", "n", "runs", "unit", "p", "p_holm",
-          "smallest_effect", "seeds_needed")
+          "smallest_effect", "seeds_needed", "why", "note", "command")
 _SHARES = {"accuracy": "final_accuracy", "gap": "gap", "mean_instability": "mean_instability",
            "wrong_fitted": "final_train_wrong"}  # shown in points
 
@@ -89,9 +90,10 @@ def evaluate(store: Store, profile: str | None = None, data: str | None = None, 
     Columns: id, statement, published, profile; estimate, low, high, in the unit in which the claim says "above zero"
     (`unit`; logarithms are printed as ratios), confidence, n (complete seeds; C1g: configurations, C19: networks),
     runs, p, p_holm (over all claims that were run), smallest_effect (found with 80% power), seeds_needed (for the
-    effect seen), verdict; small_scale (the verdict at `mini`, or at the reduced profile asked for) and small_… for all
-    of these; why (what is missing and the command that makes it), note (all parts), figure, statistic, test.  Raises
-    `InputError` for an unknown profile and mixed data.
+    effect seen), why (what is missing and the command that makes it), note (all parts), command (makes what is missing,
+    or as many seeds as an open claim needs, up to `MOST`), verdict; small_scale (the verdict at `mini`, or at the reduced
+    profile asked for) and small_… for all of these; figure, statistic, test.  Raises `InputError` for an unknown profile
+    and mixed data.
     """
     if profile is not None:
         experiments.profile(profile)
@@ -115,8 +117,7 @@ def evaluate(store: Store, profile: str | None = None, data: str | None = None, 
             "id": claim.id, "statement": claim.statement, "published": claim.published, "profile": name,
             **{column: row[column] for column in (*_FOUND, "verdict")},
             "small_scale": small["verdict"], **{f"small_{c}": small[c] for c in _FOUND},
-            "why": row["why"], "note": row["note"], "small_note": small["note"], "figure": claim.figure,
-            "statistic": claim.statistic, "test": claim.test,
+            "figure": claim.figure, "statistic": claim.statistic, "test": claim.test,
         })
     table = pd.DataFrame(rows)
     for which, verdict in (("", "verdict"), ("small_", "small_scale")):
@@ -126,8 +127,7 @@ def evaluate(store: Store, profile: str | None = None, data: str | None = None, 
 
 def _at(store: Store, profile: str, held: set[str], seeds, asked: str | None) -> dict[str, dict]:
     """Every claim judged at one profile, by id, on the data `asked` for, else of those `held` on the profile's own."""
-    own = experiments.profile(profile).data
-    data = asked or (own if own in held else min(held, default=None))
+    data = meant(asked, experiments.profile(profile), held) if held else asked
     figures = dict.fromkeys(figure for claim in CLAIMS for figure in claim.needs)
     there = held and held & may_mean(data)
     studies = {figure: study(store, figure, profile, data, seeds) for figure in figures} if there else {}
@@ -140,7 +140,7 @@ def judge(claim: Claim, profile: str, studies: dict[str, Study], store: Store, d
     A seed that lacks a configuration is left out, and said.  `data` is named in the command that makes it.
     """
     row = dict.fromkeys(_FOUND, math.nan) | {"confidence": 0.95, "n": 0, "runs": 0, "unit": "", "verdict": NOT_RUN,
-                                             "why": "", "note": ""}
+                                             "why": "", "note": "", "command": ""}
     given, gaps, commands = [], [], {}
     for figure, needs in claim.needs.items():
         table = by_seed(studies[figure], needs) if figure in studies else pd.DataFrame()
@@ -166,10 +166,13 @@ def judge(claim: Claim, profile: str, studies: dict[str, Study], store: Store, d
     elif told:
         row["why"] = f"left out: {told}"
     if commands:
-        row["why"] += f"; make them with: {' && '.join(commands)}"
+        row["command"] = " && ".join(commands)
+        row["why"] += f"; make them with: {row['command']}"
     if not enough:
         return row
     verdict, p, part, note = claim.evaluate(*given)
+    if verdict == INCONCLUSIVE and not commands and part.needed <= MOST:
+        row["command"] = " && ".join(command(figure, profile, data, store.path, int(part.needed)) for figure in claim.needs)
     return row | {"estimate": part.found.value, "low": part.found.low, "high": part.found.high, "n": part.found.n,
                   "unit": part.unit, "confidence": part.confidence, "verdict": verdict, "p": p, "note": note,
                   "smallest_effect": part.smallest, "seeds_needed": part.needed}

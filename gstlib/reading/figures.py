@@ -20,7 +20,7 @@ from scipy import stats
 from gstlib.reading import measures
 from gstlib.reading.interval import Estimate, half_width, t_interval
 from gstlib.reading.study import Study, once
-from gstlib.reading.text import pooled
+from gstlib.reading.text import legend_name, number, pooled, seed_slopes, way
 from gstlib.spec import RunSpec
 
 # one colour a method, the same in every figure: Okabe and Ito's set for the targets, told apart by every
@@ -37,8 +37,10 @@ _NOISES = {("zero", 0): "#999933", ("zero", 50): "#44AA99", ("zero", 1105): "#66
            ("zero-cumulative", 630): "#6699CC", ("zero-cumulative", 1220): "#AA4499", ("zero-cumulative", 2480): "#332288"}
 DIVERGING = sns.color_palette("vlag_r", as_cmap=True)  # red below, blue above
 _ONE_SHOT = "#661100"
+_BY_SCORE = ("S r=4", "S r=4 l2")  # whose instabilities Figure A2 compares
 FEWEST = 3  # with fewer runs these are drawn themselves, and no band
 _PER_CENT = FuncFormatter(lambda value, _: f"{100 * value:.4g}%")  # 10% and 91.5%, no needless decimals
+_POINTS = FuncFormatter(lambda value, _: f"{100 * value:.4g}".replace("-", "−"))  # of differences of shares
 
 
 def style() -> None:
@@ -61,10 +63,20 @@ def axes(x: str = "", y: str = "", shares: bool = True) -> Axes:
     return ax
 
 
-def with_legend(ax: Axes, columns: int = 2) -> Figure:
-    """The figure, its legend beneath the picture, where it hides nothing."""
-    ax.legend(loc="upper center", bbox_to_anchor=(0.44, 0), borderaxespad=4.4, ncols=columns, fontsize=10,
-              handlelength=2.4, columnspacing=1.4)
+def pair(x: str, y: str) -> list[Axes]:
+    """Two panels, one beneath the other, with the names of their axes; shares go up both as per cent."""
+    style()
+    both = [*Figure(figsize=(5.2, 6.6), layout="constrained").subplots(2, height_ratios=(3, 2))]
+    for ax in both:
+        ax.set(xlabel=x, ylabel=y)
+        ax.yaxis.set_major_formatter(_PER_CENT)
+    return both
+
+
+def with_legend(ax: Axes, columns: int = 2, of: Axes | None = None) -> Figure:
+    """The figure, its legend (that `of` another panel) beneath the panel `ax`, where it hides nothing."""
+    ax.legend(*(of or ax).get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.44, 0), borderaxespad=4.4,
+              ncols=columns, fontsize=10, handlelength=2.4, columnspacing=1.4)
     return ax.figure
 
 
@@ -83,26 +95,6 @@ def line(ax: Axes, points: pd.DataFrame, x: str, y: str, colour: str, label: str
     else:
         ax.plot(each.index, each["mean"], color=colour, label=label, **look)
         ax.fill_between(each.index, each["mean"] - half, each["mean"] + half, color=colour, alpha=0.18, linewidth=0)
-
-
-def _method(target: str, score: str) -> str:
-    """Target and score in words; random selection looks at no score."""
-    name = {"ebn": "E[BN]", "ebn-signed": "signed E[BN]", "magnitude": "weights"}.get(score, score)
-    return f"prune {target}" if target == "R" else f"prune {target}, {name}"
-
-
-def legend_name(study: Study, label: str) -> str:
-    """What readers call a configuration: target, score and iterative rate (the largest over the layers, rounded).
-
-    A noise goes by its label, whose batches are as printed, with those here where they were cut.
-    """
-    p = study.spec(label).pruning
-    if p is None:
-        return "no pruning"
-    if p.effect.startswith("remove"):
-        rate = "before training" if p.scratch else "one shot" if once(p) else f"{100 * p.schedule.iterative_rate:.0f}%"
-        return f"{_method(p.target, p.score)}, {rate}"
-    return label if p.batches == study.printed[label].pruning.batches else f"{label} ({p.batches} here)"
 
 
 def method_colour(printed: RunSpec) -> str:
@@ -151,30 +143,37 @@ def traces(study: Study, column: str = "test_accuracy") -> pd.DataFrame:
 
 def accuracy_by_epoch(study: Study, labels: list[str] | None = None, confidence: float = 0.95,
                       column: str = "test_accuracy") -> Figure:
-    """Mean test accuracy over training with intervals, falls at events drawn, arrows at the events of L in Figure 1.
+    """Mean test accuracy over training with intervals, falls at events drawn, arrows at the events of L in Figure 1;
+    beneath it the last quarter of training, enlarged.
 
     `labels` picks configurations (default, as in Figure 1 left: all that score by E[BN]); what has no stored run is
     not drawn, and the caption says so.  Unstructured pruning is dashed.
     """
-    ax = axes("epoch", "test accuracy" + (", noise off" if column.endswith("clean") else ""))
+    above, below = pair("epoch", "test accuracy" + (", noise off" if column.endswith("clean") else ""))
     arrows = labels is None
     if arrows:
         labels = [label for label in study.labels if not ((p := study.spec(label).pruning) and p.score == "l2")]
     labels = drawn(study, labels)
-    points = traces(study.restrict(labels), column)
-    for label in labels:
+    shown = study.restrict(labels)
+    points, last = traces(shown, column), study.epochs["epoch"].max()
+    for ax, label in ((ax, label) for ax in (above, below) for label in labels):
         p, colour = study.spec(label).pruning, method_colour(study.printed[label])
         large = p is not None and p.target == "L" and p.effect.startswith("remove")
         line(ax, points[points["label"] == label], "epoch", "accuracy", colour, legend_name(study, label), confidence,
               linewidth=1.6 if large else 1.2, linestyle=(0, (3, 1.2)) if p and p.structure == "weight" else "-")
-        if arrows and large:
+        if arrows and large and ax is above:
             for epoch, low in study.events[study.events["label"] == label].groupby("epoch")["t_post"].mean().items():
                 ax.annotate("", (epoch, low), (0, -16), textcoords="offset points",
                             arrowprops={"arrowstyle": "-|>", "color": colour, "shrinkB": 2})
-    last = points["epoch"].max()
     bottom = points.loc[points["epoch"] > 0.05 * last, "accuracy"].quantile(0.01)
-    ax.set(xlim=(0, last), ylim=(max(0, bottom - 0.07), min(1, points["accuracy"].max() + 0.03)))
-    return with_legend(ax)
+    above.set(xlabel="", xlim=(0, last), ylim=(max(0, bottom - 0.07), min(1, points["accuracy"].max() + 0.03)))
+    # what is left at the end is small beside the falls, so the second scale is that of the epochs' ends
+    quarter = shown.epochs[shown.epochs["epoch"] >= last - last // 4]
+    ends = quarter.groupby(["label", "epoch"])[column].mean()
+    room = max(0.005, 0.25 * np.ptp(ends))
+    below.set(xlabel="epoch (the last quarter)", xlim=(last - last // 4, last), ylim=(ends.min() - room, ends.max() + room))
+    below.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return with_legend(below)
 
 
 def single_run(study: Study, label: str, seed: int) -> Figure:
@@ -192,20 +191,31 @@ def single_run(study: Study, label: str, seed: int) -> Figure:
 
 
 def instability_by_epoch(study: Study) -> Figure:
-    """Figure A2: instability of each event against its epoch, mean over runs with 95% intervals.
+    """Figure A2: instability of each event against its epoch, mean over runs with 95% intervals; beneath it, seed by
+    seed, by how much removing small filters by l2 is less stable than by E[BN].
 
-    The scale is logarithmic above a tenth of a point and linear below, where an event may change nothing.
+    The first scale is logarithmic above a tenth of a point and linear below, where an event may change nothing.
     """
-    ax, points = axes("epoch of the event", "instability (points)"), measures.instability(study.events)
+    above, below = pair("epoch of the event", "instability (points)")
+    points = measures.instability(study.events)
     for label in drawn(study, points["label"].unique()):
-        line(ax, points[points["label"] == label], "epoch", "instability", method_colour(study.printed[label]),
+        line(above, points[points["label"] == label], "epoch", "instability", method_colour(study.printed[label]),
               legend_name(study, label), marker="o", markersize=4, markeredgewidth=0, linewidth=1,
               linestyle="--" if study.spec(label).pruning.score == "l2" else "-")
-    ax.set_yscale("symlog", linthresh=0.001, linscale=0.4)
-    ax.yaxis.set_major_formatter(_PER_CENT)  # the scale has brought its own
-    ax.yaxis.set_minor_locator(NullLocator())
-    ax.set(xlim=(0, None), ylim=(0, None))
-    return with_legend(ax)
+    above.set_yscale("symlog", linthresh=0.001, linscale=0.4)
+    above.yaxis.set_minor_locator(NullLocator())
+    above.set(xlabel="", xlim=(0, None), ylim=(0, None))
+    wide = points.pivot_table(index=["seed", "epoch"], columns="label", values="instability").reindex(columns=[*_BY_SCORE])
+    less = wide.diff(axis=1)[_BY_SCORE[1]].rename("less").dropna().reset_index()
+    line(below, less, "epoch", "less", _PURPLE, "", marker="o", markersize=4, markeredgewidth=0, linewidth=1)
+    below.axhline(0, color=_BLACK, linestyle=":", linewidth=1.4)
+    below.set(xlim=above.get_xlim(), ylabel="difference (points)")
+    found = t_interval(less.groupby("seed")["less"].mean())
+    below.set_title("prune S at the smallest rate, l2 less E[BN]" + (
+        f": {number(*(100 * each for each in found[:3]), 'points')}" * (found.n >= FEWEST)), fontsize="small")
+    for ax in (above, below):  # a scale brings its own
+        ax.yaxis.set_major_formatter(_POINTS)
+    return with_legend(below, of=above)
 
 
 def accuracy_by_instability(study: Study) -> Figure:
@@ -214,8 +224,8 @@ def accuracy_by_instability(study: Study) -> Figure:
     The title states the paper's description, Pearson's r pooled over the pruned runs with its p; the unpruned mean is
     a dotted line.
     """
-    ax = axes("mean instability (points of test accuracy)", "final test accuracy")
-    ax.xaxis.set_major_formatter(_PER_CENT)
+    ax = axes("mean instability (points)", "final test accuracy")
+    ax.xaxis.set_major_formatter(_POINTS)
     for label, runs in study.runs.groupby("label", sort=False):
         pruning, colour = study.spec(label).pruning, method_colour(study.printed[label])
         if pruning is None:
@@ -297,10 +307,10 @@ def sharpness_by_instability(study: Study, rows: pd.DataFrame, column: str, name
     `rows` as `measures.flatness` gives them, merged with the runs; where they have its logarithm, scale and means are
     logarithmic.  What no event struck in training (no pruning, or pruning before it) is a dotted line.
     """
-    ax = axes("mean instability (points of test accuracy)", name, shares=False)
+    ax = axes("mean instability (points)", name, shares=False)
     logs = f"log_{column}" if f"log_{column}" in rows else column
     ax.set(xscale="log", yscale="log" if logs != column else "linear")
-    for axis, form in ((ax.xaxis, _PER_CENT), (ax.yaxis, "{x:g}")):
+    for axis, form in ((ax.xaxis, _POINTS), (ax.yaxis, "{x:g}")):
         if axis.get_scale() == "log":
             axis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(), major_formatter=form)
     unit = (lambda value: 10**value) if logs != column else (lambda value: value)
@@ -352,7 +362,15 @@ def gap_by_decile(rows: pd.DataFrame, structure: str) -> Figure:
         found = t_interval(runs["gap"])
         ax.errorbar(measures.DECILES.index(target), found.value, bar(found), color=_TARGETS[target], marker="D",
                     markersize=7, capsize=4, linewidth=1.6, zorder=3)
-    return ax.figure
+    for some, name, dashes in ((part, "D0 to D10", "-"), (part[part["target"] != measures.DECILES[-1]],
+                                                                  "without D10", "--")):
+        if some["decile"].nunique() > 1:
+            slope = seed_slopes(some.assign(points=100 * some["gap"]), "decile", "points")
+            said = f": {number(*slope[:3], 'points a decile')}" * (slope.n >= FEWEST)
+            ends = np.array([some["decile"].min(), some["decile"].max()])
+            ax.plot(ends, np.polyval(np.polyfit(some["decile"], some["gap"], 1), ends), color=_BLACK, linestyle=dashes,
+                    linewidth=1.2, label=name + said, zorder=2)
+    return with_legend(ax, 1)
 
 
 def gap_by_magnitude(rows: pd.DataFrame, structure: str) -> Figure:
@@ -373,6 +391,7 @@ def gap_by_magnitude(rows: pd.DataFrame, structure: str) -> Figure:
 def _gap_axes(x: str, rows: pd.DataFrame) -> Axes:
     """A panel with the same scale for both structures, so that their effects can be compared by eye."""
     ax = axes(x, "test − train accuracy (points)")
+    ax.yaxis.set_major_formatter(_POINTS)
     if len(rows):
         room = 0.06 * max(np.ptp(rows["gap"]), 0.01)
         ax.set_ylim(rows["gap"].min() - room, rows["gap"].max() + room)
@@ -401,11 +420,13 @@ def by_rate(study: Study, column: str) -> Figure:
     """
     names = {"mean_instability": "mean instability (points)", "final_accuracy": "final test accuracy"}
     ax = axes("iterative pruning rate", names[column])
+    if column == "mean_instability":
+        ax.yaxis.set_major_formatter(_POINTS)
     runs = study.runs[study.runs["target"] != "none"].drop_duplicates("run")
     for target, score in (("S", "ebn"), ("S", "l2"), ("R", "ebn"), ("L", "ebn"), ("L", "l2")):
         part = runs[(runs["target"] == target) & (runs["score"] == score)].sort_values("rate")
         colour = _PURPLE if (target, score) == ("S", "l2") else _COLOURS[target]
-        line(ax, part, "rate", column, colour, _method(target, score), bars=True, marker="o", markersize=7,
+        line(ax, part, "rate", column, colour, way(target, score), bars=True, marker="o", markersize=7,
               markerfacecolor="white" if score == "l2" else colour, markeredgewidth=1.3,
               linestyle="--" if score == "l2" else "-")
     plain = study.runs.loc[study.runs["target"] == "none", column].dropna()

@@ -90,16 +90,22 @@ def may_mean(data: str) -> set[str]:
     return {data} if data in DATASETS else {*DATASETS} - {"digits"}
 
 
+def meant(data: str | None, profile: Profile, held: Iterable[str]) -> str:
+    """The data set `data`; for None the profile's own where its runs are `held`, else one that is, if any."""
+    held = {*held}
+    return data or (profile.data if profile.data in held else min(held, default=profile.data))
+
+
 def find_data(store: Store, profile: Profile, data: str | None, figure: str = "figure1-vgg11") -> DataSpec:
     """The data set that the store's runs at `profile` were trained on, in its sizes, not augmented, all labels true.
 
-    `data` is a name, or a path (which is never `digits`), or None for the profile's own.
+    `data` is a name, or a path (which is never `digits`), or None: see `meant`.
     Raises `InputError` when there is none (naming the command that makes those of `figure`), or when there are several
     and results would be mixed.
     """
-    name = data or profile.data
-    found = {spec.data.fingerprint: spec.data for _, spec, about in store.about()
-             if about["profile"] == profile.name and spec.data.name in may_mean(name)}
+    held = [spec.data for _, spec, about in store.about() if about["profile"] == profile.name]
+    name = meant(data, profile, (each.name for each in held))
+    found = {each.fingerprint: each for each in held if each.name in may_mean(name)}
     if not found:
         raise InputError(f"{store.path} holds no run at profile {profile.name!r} on data {name!r}; "
                          f"make them with: {command(figure, profile.name, name, store.path)}")

@@ -14,11 +14,38 @@ from gstlib.errors import InputError, plain
 from gstlib.reading import interval
 from gstlib.reading.interval import Estimate, t_interval
 from gstlib.reading.measures import DECILES, KEYS, SD_OFF, stability_and_accuracy
-from gstlib.reading.study import Study
+from gstlib.reading.study import Study, once
 
 NONE = "–"
+_MANY = 6  # configurations; of more only the extremes are told
 TRAINED = (100, 99.9)  # per cent of the training images that a small network must know, unpruned and pruned
 RATIO = "log10 ratio"  # the unit of what is computed in logarithms and shown as a ratio
+
+
+def way(target: str, score: str) -> str:
+    """Target and score in words; random selection looks at no score."""
+    name = {"ebn": "E[BN]", "ebn-signed": "signed E[BN]", "magnitude": "weights"}.get(score, score)
+    return f"prune {target}" if target == "R" else f"prune {target}, {name}"
+
+
+def legend_name(study: Study, label: str) -> str:
+    """What readers call a configuration: target, score and iterative rate (the largest over the layers, rounded).
+
+    A noise goes by its label, whose batches are as printed, with those here where they were cut.
+    """
+    p = study.spec(label).pruning
+    if p is None:
+        return "no pruning"
+    if p.effect.startswith("remove"):
+        rate = "before training" if p.scratch else "one shot" if once(p) else f"{100 * p.schedule.iterative_rate:.0f}%"
+        return f"{way(p.target, p.score)}, {rate}"
+    return label if p.batches == study.printed[label].pruning.batches else f"{label} ({p.batches} here)"
+
+
+def method(study: Study, label: str) -> str:
+    """A configuration's name as figures have it, with the label that commands and lists of runs use where it differs."""
+    name = legend_name(study, label) if label in study.labels else label
+    return name if label in name else f"{name} (`{label}`)"
 
 
 def number(value: float, low: float, high: float, unit: str, confidence: float = 0.95, form: str = ".2f") -> str:
@@ -49,7 +76,7 @@ def markdown_table(study: Study) -> str:
         final, best, instability, loss = (by_seed(study, label, column) for column in (
             "final_accuracy", "best_accuracy", "mean_instability", "final_train_loss"))
         events = study.runs.loc[study.runs["label"] == label, "events"].iloc[0] if len(final) else NONE
-        rows.append([label, len(final), events,
+        rows.append([method(study, label), len(final), events,
                      *(number(*t_interval(each)[:3], "", form=".1f") for each in (final, best, instability)),
                      number(*t_interval(loss / 100)[:3], "", form=".3f")])
     return markdown(rows, ["method", "runs", "events", "final accuracy, %", "best after the last event, %",
@@ -67,7 +94,8 @@ def comparison(study: Study, pairs: Iterable[tuple[str, str]], column: str = "fi
         a, b = (by_seed(study, label, column) for label in pair)
         found = t_interval((a - b).dropna())
         shown = number(*found[:3], unit, form=form) if found.n else "not run"
-        rows.append([*pair, shown, f"{found.p:.2g}" if found.p == found.p else NONE, found.n])
+        p = f"{found.p:.2g}" if found.p == found.p else NONE
+        rows.append([*(method(study, label) for label in pair), shown, p, found.n])
     return markdown(rows, ["method", "against", what, "p", "seeds"])
 
 
@@ -80,7 +108,7 @@ def training_beside_test(study: Study) -> str:
     for label in study.labels[1:]:
         gain, loss = (t_interval((by_seed(study, label, column) - by_seed(study, "none", column)).dropna())
                       for column in ("final_accuracy", "log_loss"))
-        rows.append([label, gain.n, number(*gain[:3], "points", form="+.2f"), number(*loss[:3], RATIO)])
+        rows.append([method(study, label), gain.n, number(*gain[:3], "points", form="+.2f"), number(*loss[:3], RATIO)])
     return markdown(rows, ["method", "seeds", "test accuracy less none's", "training loss over none's"])
 
 
@@ -90,8 +118,22 @@ def criteria(study: Study) -> str:
     for label in study.labels:
         each, asked = by_seed(study, label, "final_train_accuracy"), TRAINED[study.spec(label).pruning is not None]
         told = (f"{each.min():.2f}", "yes" if each.min() >= asked else "**no**") if len(each) else (NONE, NONE)
-        rows.append([label, len(each), told[0], f"{asked:g}", told[1]])
+        rows.append([method(study, label), len(each), told[0], f"{asked:g}", told[1]])
     return markdown(rows, ["method", "runs", "training accuracy at the end, %, lowest", "asked for", "met"])
+
+
+def outcome(study: Study) -> str:
+    """What the runs of a study came to, for who does not see the figure: final test accuracy and mean instability, each
+    configuration's mean over runs, or of many the extremes; empty where nothing is pruned."""
+    words = []
+    for column, name, form in (("final_accuracy", "Final test accuracy", "{:.1f}%"),
+                               ("mean_instability", "Mean instability", "{:.2g} points")):
+        each = {label: mean for label in study.labels if (mean := by_seed(study, label, column).mean()) == mean}
+        if len(each) > _MANY:
+            shown = min(each, key=each.get), max(each, key=each.get), "none"
+            each = {label: mean for label, mean in each.items() if label in shown}
+        words.append(f"{name}: " + "; ".join(f"{legend_name(study, label)} {form.format(each[label])}" for label in each))
+    return ". ".join(words) + "." if any(study.spec(label).pruning for label in study.labels) else ""
 
 
 def pooled(runs: pd.DataFrame) -> tuple[float, float, int]:

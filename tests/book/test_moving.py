@@ -6,11 +6,11 @@ import random
 import re
 
 import pytest
-from made_up import SMOKE, fill, stock
+from made_up import FALLS, SMOKE, fill, noise, stock, write
 from scipy import stats
 from test_book import BOOK, HTML, PAGES, ROOT, WIDTHS, browser, built, site, toc_files, visit  # noqa: F401 (fixtures)
 
-from gstlib import claims
+from gstlib import claims, experiments
 from gstlib.book import front, moving
 from gstlib.reading.study import study
 from gstlib.store import Store
@@ -100,15 +100,40 @@ def test_the_answer_is_the_first_claim_s_with_its_interval(judged):
     _, table = judged
     row = table.set_index("id").loc["C1"]
     text = front.answer(table)
-    assert text.startswith("Less stable pruning leaves VGG11 more accurate: ")
-    assert "3 seeds; full width, profile quarter" in text
-    assert f"{row['estimate']:.2f} points" in text and f"interval {row['low']:.2f} to {row['high']:.2f}" in text
+    assert text.startswith("As of today, at full width, less stable pruning left VGG11 more accurate.")
+    assert f"{row['estimate']:.2f} points higher at full width (95% interval {row['low']:+.2f} to {row['high']:+.2f}, 3 seeds, " \
+        "profile quarter)" in text and "small scale" not in text
     other = table.assign(verdict=table["verdict"].replace("supported", "contradicted"))
-    assert "leaves VGG11 less accurate" in front.answer(other)
+    assert "left VGG11 less accurate" in front.answer(other)
     none = table.assign(verdict="not run", small_scale="not run")
     assert "there is no answer" in front.answer(none)
-    small = none.assign(small_scale="inconclusive", small_estimate=-0.2, small_low=-0.5, small_high=0.1, small_n=4)
-    assert re.search(r"cannot tell .* −0.20 points .*interval −0.50 to 0.10, 4 seeds; small scale", front.answer(small))
+    found = {"small_scale": "inconclusive", "small_estimate": -0.2, "small_low": -0.5, "small_high": 0.1, "small_n": 4}
+    small = front.answer(none.assign(**found))
+    assert small.startswith("As of today, at small scale, these runs cannot tell") and small.endswith("cannot judge the paper.")
+    assert "0.20 points lower at small scale (95% interval −0.50 to +0.10, 4 seeds, profile mini)" in small
+    both = front.answer(table.assign(**found))
+    assert both.index("at full width, less stable") < both.index("higher at full width") < both.index("lower at small scale")
+
+
+def test_sentence_and_tiles_change_when_a_stored_row_changes(tmp_path):
+    store = fill(tmp_path / "results", "quarter")
+    before = claims.evaluate(store)
+    runs = study(store, "figure1-vgg11", "quarter").wanted
+    for number, run in enumerate(runs):  # what falls most ends worst
+        fall = FALLS.get(run.label, 0.0)
+        write(store, run, 0.6 - fall + noise(number), fall + 0.001 * run.spec.seed, "quarter")
+    after = claims.evaluate(store)
+    assert "more accurate" in front.answer(before) and "less accurate" in front.answer(after)
+    assert " higher at full width" in front.answer(before) and " lower at full width" in front.answer(after)
+    assert front.tiles(before) != front.tiles(after)
+
+
+def test_without_a_data_set_named_the_picture_is_of_the_one_that_is_stored(tmp_path):
+    """Full-width runs may come from a folder of images, while their profile's own data set is torchvision's."""
+    store, size = Store(tmp_path / "results"), experiments.profile("quarter")
+    for run in experiments.figures.figure1_vgg11(size, experiments.data_spec(size, "cifar10-folder", "f" * 64), range(3)):
+        write(store, run, 0.6 + noise(run.spec.seed), FALLS.get(run.label, 0.0), "quarter")
+    assert len(front.figure1(claims.evaluate(store), store, "mini", None, None).runs) == 15
 
 
 def test_tiles_count_by_the_adjusted_p_at_each_scale(judged):

@@ -30,7 +30,7 @@ def deciles(study):
 
 
 def legend(figure):
-    return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    return [text.get_text() for text in figure.axes[-1].get_legend().get_texts()]
 
 
 def drawn(figure):
@@ -111,6 +111,28 @@ def test_gap_by_decile_draws_every_target_where_it_belongs(deciles):
     assert weights.get_ylim() == neurons.get_ylim()
 
 
+def test_the_trend_of_the_gap_is_drawn_with_and_without_the_largest(deciles):
+    high = deciles.assign(gap=deciles["gap"] + 0.5 * (deciles["target"] == "D10"))
+    whole, without = (line for line in figures.gap_by_decile(high, "weight").axes[0].get_lines() if "D10" in line.get_label())
+    part = high[high["structure"] == "weight"]
+    for line, rows in ((whole, part), (without, part[part["decile"] < 10])):
+        slope = text.seed_slopes(rows.assign(points=100 * rows["gap"]), "decile", "points")
+        x, y = line.get_data()
+        assert 100 * np.diff(y) / np.diff(x) == pytest.approx(slope.value)
+        assert f": {slope.value:.2f} [" in line.get_label()
+    assert whole.get_xdata()[-1] == 10 and without.get_xdata()[-1] == 9 and np.diff(whole.get_ydata()) > 0.2
+
+
+def test_the_last_quarter_is_enlarged_about_what_the_epochs_end_at(study):
+    made = study("figure1-vgg11")
+    above, below = figures.accuracy_by_epoch(made).axes
+    last = made.epochs["epoch"].max()
+    assert above.get_xlim() == (0, last) and below.get_xlim() == (last - last // 4, last)
+    late = made.epochs[made.epochs["epoch"] >= last - last // 4].groupby(["label", "epoch"])["test_accuracy"].mean()
+    low, high = below.get_ylim()
+    assert low < late.min() and late.max() < high < low + np.ptp(above.get_ylim())
+
+
 def test_gap_by_magnitude_takes_the_last_event_by_epoch_35(deciles):
     ax = figures.gap_by_magnitude(deciles, "weight").axes[0]
     drawn = {text.get_text(): text.xy for text in ax.texts}
@@ -177,6 +199,18 @@ def test_figure_a2_draws_every_method(study):
     lines = drawn(figures.instability_by_epoch(study("figureA2")))
     assert "prune S, l2, 4%" in lines and "no pruning" not in lines
     assert lines["prune L, E[BN], 13%"].get_ydata() == pytest.approx(0.2 + 0.1 * 0.9 / 7 + 0.001)
+
+
+def test_figure_a2_has_the_difference_between_the_scores_beside_it(study):
+    made = study("figureA2")
+    below = figures.instability_by_epoch(made).axes[1]
+    each = measures.instability(made.events).groupby(["label", "epoch"])["instability"].mean()
+    assert below.get_lines()[0].get_ydata() == pytest.approx((each["S r=4 l2"] - each["S r=4"]).to_numpy())
+    mean = measures.instability(made.events).groupby(["label", "seed"])["instability"].mean()
+    expected = 100 * (mean["S r=4 l2"] - mean["S r=4"]).mean()
+    assert f"l2 less E[BN]: {expected:.2f} [" in below.get_title(loc="left")
+    without = made.restrict(["S r=4", "L r=40"])
+    assert figures.instability_by_epoch(without).axes[1].get_title(loc="left").endswith("l2 less E[BN]")
 
 
 def test_figure_a1_is_of_the_last_eight_layers(study):

@@ -1,5 +1,6 @@
 """Sentences and tables: the right numbers, and nothing claimed where there are too few runs."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -19,8 +20,8 @@ def figure1(tmp_path_factory):
 
 
 def cells(table):
-    """A Markdown table's rows by their first cell."""
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    """A Markdown table's rows by their first cell; of methods the labels."""
+    rows = [[re.sub(r".* \(`(.+)`\)", r"\1", cell.strip()) for cell in line.strip("|").split("|")] for line in table.splitlines()]
     return {row[0]: row[1:] for row in rows}
 
 
@@ -37,6 +38,24 @@ def test_a_row_a_configuration(figure1):
     low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert rows["L r=40"][2] == f"{values.mean():.1f} [{low:.1f}, {high:.1f}]"
     assert rows["none"][:2] == ["3", "0"] and rows["none"][4] == "–" and rows["none"][5] == "0.100 [0.100, 0.100]"
+
+
+def test_a_method_has_the_name_of_the_figures_and_the_label_of_the_commands(figure1):
+    assert "| prune L, E[BN], 13% (`L r=40`)" in text.markdown_table(figure1)
+    assert "| no pruning (`none`)" in text.comparison(figure1, [("none", "S r=4")])
+    assert text.method(figure1, "zeroing 50") == "zeroing 50"
+
+
+def test_the_outcome_states_each_configuration_s_means_or_of_many_the_extremes(figure1, tmp_path):
+    found = text.outcome(figure1)
+    means = 100 * figure1.runs.groupby("label")[["final_accuracy", "mean_instability"]].mean()
+    assert f"prune L, E[BN], 13% {means['final_accuracy']['L r=40']:.1f}%" in found
+    assert f"no pruning {means['final_accuracy']['none']:.1f}%" in found and found.count("no pruning") == 1
+    assert f"prune S, E[BN], 4% {means['mean_instability']['S r=4']:.2g} points" in found
+    assert text.outcome(figure1.restrict(["none"])) == ""
+    many = study(stock(tmp_path / "results", "figure4", seeds=1), "figure4", seeds=1)
+    best = many.runs.groupby("label")["final_accuracy"].mean().idxmax()
+    assert text.legend_name(many, best) in text.outcome(many) and text.outcome(many).count(";") <= 3
 
 
 def test_configurations_are_compared_seed_by_seed(figure1):

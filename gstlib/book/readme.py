@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 import pandas as pd
@@ -97,9 +98,9 @@ def short(table: pd.DataFrame) -> str:
 
 def words(table: pd.DataFrame, run: Study | None) -> str:
     """What stands between the README's markers (Markdown)."""
-    parts = [f"**{front.answer(table)}**"]
+    parts = [fill(f"**{front.answer(table)}**", 116)]
     if run:
-        parts += [f"![{caption(run)}]({PICTURE})", f"*{caption(run)}*"]
+        parts += [f"![{caption(run)}]({PICTURE})", fill(f"*{caption(run)}*", 116)]
     return "\n\n".join([*parts, short(table)])
 
 

@@ -43,7 +43,7 @@ fi
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke train figures book test bench faults browser clean
+.PHONY: help smoke train figures book test bench faults browser readme clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -89,6 +89,9 @@ faults: $(READY) ## try to break what keeps runs, and keep what was seen in RESU
 
 browser: $(READY) ## open every page of the built book in Chromium (build it first)
 	$(BIN)/python -m pytest -m browser
+
+readme: $(READY) ## write what the README says of RESULTS, and its moving picture
+	$(BIN)/python -m gstlib.book.readme "$$RESULTS"
 
 clean: ## remove what the other targets made, stored results excepted
 	rm -rf book/_build $(EXECUTED) build

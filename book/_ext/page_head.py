@@ -1,9 +1,11 @@
 """What every page says of itself: a banner with the size behind it, and a description with title and picture for links.
 
 The chapter on the claims writes banner and picture to `chapters/figures/` (`gstlib.book.front.write_head`).  The public
-address is `html: baseurl` of `_config.yml`; Sphinx makes the canonical address of a page from it.
+address is `html: baseurl` of `_config.yml`, or BOOK_URL in the environment of what publishes the book; Sphinx makes the
+canonical address of a page from it, and launch buttons come from the repository's.
 """
 
+import os
 import re
 import shutil
 from html import escape, unescape
@@ -16,6 +18,15 @@ CARD = "card.png"
 def made(app, name: str) -> Path:
     """Where the chapters left the file `name`."""
     return Path(app.confdir) / "chapters" / "figures" / name
+
+
+def publish(app, config):
+    """Take the addresses from the environment, where they are there."""
+    config.html_baseurl = os.environ.get("BOOK_URL") or config.html_baseurl
+    options = config.html_theme_options = {**config.html_theme_options}
+    options["repository_url"] = os.environ.get("BOOK_REPOSITORY") or options["repository_url"]
+    if not options["repository_url"]:
+        del options["launch_buttons"]  # there is nothing to launch from
 
 
 def announce(app, config):
@@ -32,7 +43,7 @@ def describe(app, pagename, templatename, context, doctree):
     tags = {"og:type": "article", "og:title": unescape(re.sub(r"<[^>]+>", "", context["title"])),
             "og:description": words if len(words) <= LONGEST else words[:LONGEST].rpartition(" ")[0] + " …"}
     if base := app.config.html_baseurl:
-        tags |= {"og:url": f"{base.rstrip('/')}/{pagename}.html"}
+        tags |= {"og:url": context["pageurl"]}
     if made(app, CARD).exists():  # those who show it ask for a whole address, which only a public book has
         tags["og:image"] = f"{base.rstrip('/')}/_static/{CARD}" if base else context["pathto"](f"_static/{CARD}", 1)
     lines = [f'<meta name="description" content="{escape(tags["og:description"])}">',
@@ -48,6 +59,7 @@ def copy_card(app, exception):
 
 def setup(app):
     """Sphinx's entry point."""
+    app.connect("config-inited", publish)
     app.connect("config-inited", announce)
     app.connect("html-page-context", describe)
     app.connect("build-finished", copy_card)

@@ -24,7 +24,7 @@ _ANSWERS = {
     CONTRADICTED: "less stable pruning left VGG11 less accurate",
     INCONCLUSIVE: "these runs cannot tell whether less stable pruning leaves VGG11 more accurate",
 }
-_TILES = ((SUPPORTED, "supported"), (CONTRADICTED, "contradicted"), (INCONCLUSIVE, "open"), (NOT_RUN, "not run"))
+TILES = ((SUPPORTED, "supported"), (CONTRADICTED, "contradicted"), (INCONCLUSIVE, "open"), (NOT_RUN, "not run"))
 
 
 def answer(table: pd.DataFrame) -> str:
@@ -49,20 +49,25 @@ def answer(table: pd.DataFrame) -> str:
             f"than another, final test accuracy is on average {found}.{judges}")
 
 
-def tiles(table: pd.DataFrame) -> str:
-    """Verdicts counted in tiles (HTML), full width and small scale apart.
+def upheld(table: pd.DataFrame, prefix: str = "") -> pd.Series:
+    """Each claim's verdict, at full width or (prefix "small_") at small scale, after all claims' tests together.
 
     A verdict that Holm's p over all claims that were run does not uphold counts as open; one that rests on no test
     stands as it is.
     """
+    found = table["small_scale" if prefix else "verdict"]
+    decided = found.isin([SUPPORTED, CONTRADICTED])
+    return found.mask(decided & table[f"{prefix}p"].notna() & (table[f"{prefix}p_holm"] >= LEVEL), INCONCLUSIVE)
+
+
+def tiles(table: pd.DataFrame) -> str:
+    """Verdicts as `upheld` gives them counted in tiles (HTML), full width and small scale apart."""
     rows = []
     small = f"Small scale ({verdicts.SMALL})"
-    for column, prefix, heading in (("verdict", "", "Full width"), ("small_scale", "small_", small)):
-        decided = table[column].isin([SUPPORTED, CONTRADICTED])
-        lost = decided & table[f"{prefix}p"].notna() & (table[f"{prefix}p_holm"] >= LEVEL)
-        counts = table[column].mask(lost, INCONCLUSIVE).value_counts()
+    for prefix, heading in (("", "Full width"), ("small_", small)):
+        counts = upheld(table, prefix).value_counts()
         boxes = "".join(f'<span class="tile {verdict.replace(" ", "-")}"><strong>{counts.get(verdict, 0)}</strong> '
-                        f"{word}</span>" for verdict, word in _TILES)
+                        f"{word}</span>" for verdict, word in TILES)
         rows.append(f'<p class="tiles"><span class="of">{heading}</span>{boxes}</p>')
     return "".join(rows) + ('<p class="tiles-note"><a href="chapters/claims.html">The claims</a> by verdict and by Holm\'s p '
                             "over all that were run: what it does not uphold is open.</p>")

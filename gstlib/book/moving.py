@@ -162,7 +162,7 @@ def fall_and_recovery(study: Study) -> alt.VConcatChart:
     line = alt.layer(
         whole.mark_line(opacity=_QUIET, strokeWidth=1, aria=False).encode(x, y, _coloured(ways, legend=None)),
         till.mark_line(strokeWidth=2, aria=False).encode(x, y, _coloured(ways, legend=None)),
-        alt.Chart(alt.InlineData([{}])).mark_rule(opacity=0.4, strokeDash=[3, 3]).encode(
+        alt.Chart(alt.InlineData([{}])).mark_rule(opacity=0.4, strokeDash=[3, 3], aria=False).encode(
             x=alt.datum(alt.expr("epoch"), type="quantitative")),
         till.transform_joinaggregate(latest="max(epoch)").transform_filter("datum.epoch == datum.latest").mark_text(
             align="right", fontSize=14, fontWeight=600, x="width", y="height", dy=-6, dx=-4).transform_calculate(
@@ -214,7 +214,7 @@ def expected_activation() -> alt.HConcatChart:
     density = alt.layer(
         grid.mark_area(opacity=0.45, aria=False).encode(x, alt.Y("density:Q", title="density", stack=None), colour),
         grid.mark_line(strokeWidth=1.5, color=_INK, aria=False).encode(x, alt.Y("density:Q")),
-        alt.Chart(alt.InlineData([{}])).mark_rule(strokeDash=[4, 3]).encode(x=alt.datum(0, type="quantitative")),
+        alt.Chart(alt.InlineData([{}])).mark_rule(strokeDash=[4, 3], aria=False).encode(x=alt.datum(0, type="quantitative")),
     ).add_params(scale, shift, weights, g, z, ebn, norm).properties(width=_panel(2), height=190, title="density, cut at 0")
     area = grid.mark_area(opacity=0.45, color="#D55E00", aria=False).encode(
         x, alt.Y("part:Q", title="value × density", stack=None)).properties(width=_panel(2), height=190, title=alt.Title(
@@ -248,7 +248,7 @@ def schedule() -> alt.VConcatChart:
         removed="floor(total * datum.done / events)")
     scale = alt.Scale(domain=[0, 325], nice=False)
     strip = alt.layer(
-        alt.Chart(alt.InlineData([{}])).mark_rule(opacity=0.5).encode(
+        alt.Chart(alt.InlineData([{}])).mark_rule(opacity=0.5, aria=False).encode(
             alt.XDatum(alt.expr("s"), type="quantitative", axis=None, scale=scale), alt.X2Datum(alt.expr("e"))),
         epochs.transform_filter("datum.epoch >= s && datum.epoch <= e && (datum.epoch - s) % r == 0").mark_tick(
             thickness=2, height=26, color="#D55E00", aria=False).encode(alt.X("epoch:Q", axis=None, scale=scale)),

@@ -188,7 +188,7 @@ def test_a_page_opens_whole_and_quietly(visit, page, width):
     overflow = "document.scrollingElement.scrollWidth - window.innerWidth"
     assert tab.evaluate(overflow) <= 1, "the page is wider than the window"
     if page.startswith("chapters/"):
-        shown = tab.locator("article img, article table").count()
+        shown = tab.locator("article img, article svg.drawn, article table").count()
         said = re.search("no (run|benchmark|record of it) is stored", tab.locator("article").inner_text().lower())
         assert shown > 0 or said, "a chapter shows neither a figure or table, nor says what is missing"
 

@@ -9,7 +9,7 @@ PYTHON  ?= python3
 
 # For instance: make figures PROFILE=mini DATA=/data/cifar10 TRAIN=1 FIGURES="figure4 figure5"
 # They reach commands as they were given, whatever signs they hold: through the environment, expanded by nobody.
-GIVEN := PROFILE RESULTS TRAIN DATA SEEDS FIGURES QUICK KILLS
+GIVEN := PROFILE RESULTS TRAIN DATA SEEDS FIGURES QUICK KILLS RUN
 $(foreach name,$(GIVEN),$(eval override $(name) := $$(value $(name))))
 export $(GIVEN)
 
@@ -43,7 +43,7 @@ fi
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke train figures book test bench faults browser readme clean
+.PHONY: help smoke train figures book test audit bench faults browser readme clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -80,6 +80,9 @@ book: $(READY) ## build the book from RESULTS, figures redrawn where they are ou
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest
+
+audit: $(READY) ## train a random stored run of PROFILE again and compare its rows (RUN=id: that one)
+	set -f; $(BIN)/python -m gstlib audit --profile="$$PROFILE" --results="$$RESULTS" $${DATA:+--data="$$DATA"} $${RUN:+--run="$$RUN"}
 
 bench: $(READY) ## measure the engine against a plain PyTorch loop (QUICK=1: in minutes)
 	$(BIN)/python -m gstlib bench $${QUICK:+--quick} --output build/bench.json

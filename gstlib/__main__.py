@@ -1,4 +1,4 @@
-"""The command line: python -m gstlib list | run | status | verify | export | import | bench, each with --help."""
+"""The command line: python -m gstlib list | run | status | verify | audit | export | import | bench, each with --help."""
 
 from __future__ import annotations
 
@@ -138,6 +138,22 @@ def command_verify(args) -> int:
     return 1 if bad else 0
 
 
+def command_audit(args) -> int:
+    """Train a stored run again and compare its rows; exit code 1 where they differ by more than they may."""
+    from gstlib.campaign.audit import FINAL_ACCURACY, FIRST_LOSS, audit
+
+    profile = _profile(args)
+    found = audit(_existing(args.results), profile, args.data or experiments.profile(profile).data, args.run, args.device,
+                  args.quiet)
+    _print(pd.DataFrame([found]), args.json)
+    if not args.json:
+        print("the same bit for bit" if found.same else "not the same bit for bit, "
+              + ("as it must be on the same processor type with the same versions" if found.alike else "on another machine or "
+                 f"with other versions; allowed are {FIRST_LOSS:.0%} of the first epoch's training loss, "
+                 f"{100 * FINAL_ACCURACY:g} points of final accuracy and no other removals"))
+    return 0 if found.ok else 1
+
+
 def command_export(args) -> int:
     """Pack stored runs into one archive (all of them; or the stored ones of the figures named)."""
     store = _existing(args.results)
@@ -209,7 +225,13 @@ def parser() -> argparse.ArgumentParser:
 
     listing, run, _ = add(command_list), add(command_run, as_json=False), add(command_status)
     _, measure = add(command_verify, figures=False), add(command_bench, figures=False)
-    for sub in (listing, run, measure):
+    check = add(command_audit, figures=False)
+    check.add_argument("--profile", help="whose runs to choose from; default: smoke")
+    check.add_argument("--data", help="the images that they were trained on, as for run; default: the profile's")
+    check.add_argument("--run", metavar="ID", help="which run; default: any")
+    for sub in (run, check):
+        sub.add_argument("--quiet", action="store_true", help="no progress bar")
+    for sub in (listing, run, measure, check):
         sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     for sub in (run, measure):
         sub.add_argument("--without", metavar="NAMES", help="of capture, streams, compile, autotune, fused-optimiser, with "
@@ -226,7 +248,6 @@ def parser() -> argparse.ArgumentParser:
                                         "default: processes where there are several cores or GPUs")
     run.add_argument("--address", help="of a running Ray cluster, or auto; default: a cluster made of this machine")
     run.add_argument("--gpus-per-group", type=float, default=1.0, metavar="PART", help="of a GPU on Ray; default: 1")
-    run.add_argument("--quiet", action="store_true", help="no progress bar")
     for sub in (add(command_export, as_json=False), add(command_import, figures=False, as_json=False)):
         sub.add_argument("--archive", required=True, metavar="FILE", help="the archive, a zip file")
     measure.add_argument("--quick", action="store_true", help="few steps a figure; minutes instead of tens of them")

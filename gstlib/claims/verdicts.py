@@ -39,6 +39,14 @@ class _Once(Store):
         return filter(None, map(self._one, self.ids() if ids is None else ids))
 
 
+def data_by_profile(store: Store) -> dict[str, set[str]]:
+    """The names of the data sets of which runs are stored, by profile."""
+    held: dict[str, set[str]] = {}
+    for _, spec, about in store.about():
+        held.setdefault(about["profile"], set()).add(spec.data.name)
+    return held
+
+
 def values(study: Study, column: str) -> pd.DataFrame:
     """A row a run with `column`, a measure that claims need, in their units."""
     if column == "recovered":
@@ -99,9 +107,8 @@ def evaluate(store: Store, profile: str | None = None, data: str | None = None, 
         experiments.profile(profile)
     reduced = profile if profile not in (None, *FULL_WIDTH) else SMALL
     full = FULL_WIDTH if profile is None else [profile] if profile in FULL_WIDTH else []
-    store, held = _Once(store.path), {}
-    for _, spec, about in store.about():
-        held.setdefault(about["profile"], set()).add(spec.data.name)
+    store = _Once(store.path)
+    held = data_by_profile(store)
     found = {name: _at(store, name, held.get(name, set()), seeds, data) for name in (*full, reduced)}
     rows = []
     for claim in CLAIMS:
@@ -127,11 +134,17 @@ def evaluate(store: Store, profile: str | None = None, data: str | None = None, 
 
 def _at(store: Store, profile: str, held: set[str], seeds, asked: str | None) -> dict[str, dict]:
     """Every claim judged at one profile, by id, on the data `asked` for, else of those `held` on the profile's own."""
+    studies, data = studies_at(store, profile, held, seeds, asked)
+    return {claim.id: judge(claim, profile, studies, store, data) for claim in CLAIMS}
+
+
+def studies_at(store: Store, profile: str, held: set[str], seeds=None,
+               asked: str | None = None) -> tuple[dict[str, Study], str | None]:
+    """The studies that claims need at a profile, by figure (none where no run is stored), and their data; see `_at`."""
     data = meant(asked, experiments.profile(profile), held) if held else asked
     figures = dict.fromkeys(figure for claim in CLAIMS for figure in claim.needs)
     there = held and held & may_mean(data)
-    studies = {figure: study(store, figure, profile, data, seeds) for figure in figures} if there else {}
-    return {claim.id: judge(claim, profile, studies, store, data) for claim in CLAIMS}
+    return ({figure: study(store, figure, profile, data, seeds) for figure in figures} if there else {}), data
 
 
 def judge(claim: Claim, profile: str, studies: dict[str, Study], store: Store, data: str | None = None) -> dict:

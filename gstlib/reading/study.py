@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -58,14 +58,14 @@ class Study:
         data = self.wanted[0].spec.data
         return {run.label: run.spec for run in self.experiment.runs(PROFILES["paper"], data, [0])}
 
-    def restrict(self, labels: Iterable[str], seed: int | None = None) -> Study:
-        """The part that a panel shows, so that its caption counts those runs and no others."""
-        labels = set(labels)
+    def restrict(self, labels: Iterable[str], seeds: int | Collection[int] | None = None) -> Study:
+        """The part of one seed, of some or of all, that a panel shows, so that its caption counts those runs and no others."""
+        labels, seeds = set(labels), [seeds] if isinstance(seeds, int) else seeds
 
         def chosen(of):
             if isinstance(of, list):
-                return [run for run in of if run.label in labels and seed in (None, run.spec.seed)]
-            return of if of.empty else of[of["label"].isin(labels) & (seed is None or of["seed"] == seed)]
+                return [run for run in of if run.label in labels and (seeds is None or run.spec.seed in seeds)]
+            return of if of.empty else of[of["label"].isin(labels) & (seeds is None or of["seed"].isin(seeds or ()))]
 
         names = ("wanted", "missing", "epochs", "events", "histograms", "flatness", "eigenvalues",
                  "directions", "runs", "provenance")

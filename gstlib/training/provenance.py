@@ -21,7 +21,8 @@ def provenance(images: Images, device: torch.device, profile: str, seconds: floa
     return {
         "data": images.name, "data_title": images.title, "fingerprint": images.fingerprint,
         "images": [len(images.train_y), len(images.test_y)],
-        "profile": profile, "device": name, "device_type": device.type, "threads": torch.get_num_threads(),
+        "profile": profile, "device": name, "device_type": device.type,
+        "instructions": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads(),
         "seconds": round(seconds, 3), "replicas": replicas,
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(), "python": platform.python_version(),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from gstlib.errors import InputError
-from gstlib.masking import MaskedLayer
+from gstlib.network.masking import MaskedLayer
 from gstlib.pruning import check_effect
 
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from gstlib import masking, proof
-from gstlib.compact import Compact, Compaction
 from gstlib.effects import Effect
 from gstlib.errors import InputError, plain
-from gstlib.masking import MaskedLayer
+from gstlib.network import masking, proof
+from gstlib.network.compact import Compact, Compaction
+from gstlib.network.masking import MaskedLayer
+from gstlib.network.surroundings import Surroundings
 from gstlib.pruning import Schedule, check_method, deciles, select
-from gstlib.surroundings import Surroundings
 
 
 class Pruner:
@@ -191,7 +191,7 @@ class Pruner:
 
         Its state dict loads into a network never pruned, which then has the
         same outputs.  Effects still in force end.  With `compact` what comes
-        back is a `gstlib.compact.Compact`: a copy without the removed
+        back is a `gstlib.network.compact.Compact`: a copy without the removed
         channels, equal in evaluation within rounding, and what it saves
         (needs the extra `gstlib[compact]`).  Raises `InputError`, with
         nothing changed, where no plain network has these outputs: behind an

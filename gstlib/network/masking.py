@@ -3,7 +3,7 @@
 Parameters stay what they are, under their own names: no optimiser, averaging,
 initialisation or checkpoint sees anything new.  Whole units are removed by
 silencing outputs: behind the layer, and wherever a 0 would not stay 0
-(`gstlib.surroundings`), a hook puts 0 in the units' place, so that their
+(`gstlib.network.surroundings`), a hook puts 0 in the units' place, so that their
 gradient is exactly 0 too.  Single weights are removed where the layer reads
 its weight.  A mask is a buffer that is 0 where everything is present; whatever
 is above 0 is removed, so that an average over buffers (which torch cannot
@@ -24,7 +24,7 @@ from torch.nn.utils import parametrize
 from gstlib import scores
 from gstlib.convolution import Linear, in_bf16
 from gstlib.errors import InputError
-from gstlib.surroundings import MASKS, Surroundings, Unit
+from gstlib.network.surroundings import MASKS, Surroundings, Unit
 
 
 def _silence_removed(module: nn.Module, _inputs, output: torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,8 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
 from gstlib.errors import InputError
-from gstlib.masking import HOOKS, Weighed, along, chosen, unit_axis
-from gstlib.surroundings import Surroundings, Unit, aside
+from gstlib.network.masking import HOOKS, Weighed, along, chosen, unit_axis
+from gstlib.network.surroundings import Surroundings, Unit, aside
 
 
 @torch.no_grad()

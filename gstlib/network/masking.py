@@ -128,6 +128,39 @@ def check_layer(around: Surroundings, name: str, structure: str, score: str, eff
     return Unit(name, norms)
 
 
+def default_layers(around: Surroundings, number: int, structure: str, score: str, effect: str) -> list[str]:
+    """The last `number` convolutions, or linear layers where there are none.
+
+    Where some layers are batch-normalised only those count (others are gates and classifiers).  Layers that cannot be
+    pruned by units (output heads, gates) are left alone, and of those that feed the same sum all but the one with the
+    most layers before it, which leaves projection shortcuts out.
+    """
+    names = [name for name in around.layers if not isinstance(around.model.get_submodule(name), nn.Linear)] or around.layers
+    normalised = [name for name in names if around.batch_norms(name)]
+    if score.startswith("ebn") and not normalised:
+        raise InputError(f"{around.name} has no batch normalisation, so E[BN] is undefined; use score 'l2' or 'l1'")
+    taken, refused = [], []
+    for name in reversed(normalised or names):
+        try:
+            check_layer(around, name, structure, score, effect)
+            sums = around.unit(name).sums
+        except InputError as error:
+            refused.append(str(error))
+            continue
+        rival = next((other for other in taken if sums & around.unit(other).sums), None)
+        if rival is not None and around.depth(name) >= around.depth(rival):
+            taken[taken.index(rival)] = name
+        elif rival is None:
+            if len(taken) == number:
+                break
+            taken.append(name)
+    if len(taken) < number:
+        left = f": {', '.join(reversed(taken))}" if taken else ""
+        raise InputError(f"the schedule has {number} layers, but only {len(taken)} can be pruned by {score!r}{left}"
+                         + "".join(f"; {reason}" for reason in refused[:3]))
+    return sorted(taken, key=around.layers.index)
+
+
 def _note_activation(module: nn.Module, _inputs, output: torch.Tensor) -> None:
     """Every tenth training batch, bring the running mean (momentum .9) of each unit's rectified l1 norm up to date."""
     if module.training:

@@ -23,6 +23,7 @@ import copy
 import functools
 import gc
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -50,16 +51,13 @@ class Measured(NamedTuple):
 def pick_device(name: str = "auto") -> torch.device:
     """The device called `name`: "auto" is CUDA where there is one, else the CPU.
 
-    Raises `InputError` for a name torch does not know and for CUDA where there is none.
+    Raises `InputError` for an unknown name and for CUDA where there is none.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"unknown device {name!r}; choose from auto, cpu, cuda, cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
+    if not re.fullmatch(r"(cpu|cuda)(:\d{1,2})?", name):
         raise InputError(f"unknown device {name!r}; choose from auto, cpu, cuda, cuda:N")
+    device = torch.device(name)
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise InputError(f"device {name!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices; "
                          "use --device cpu or auto")
@@ -302,8 +300,8 @@ def _compiled(act: Callable, size: int, skeleton: nn.Module) -> Callable[[Replic
 
 
 @contextmanager
-def _exactly():
-    """Without TF32, and without timing algorithms for what runs once."""
+def exactly() -> Iterator[None]:
+    """Products in float32, without TF32, and without timing algorithms for what runs once."""
     cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
     before = cudnn.allow_tf32, cudnn.benchmark
     torch.set_float32_matmul_precision("highest")
@@ -336,7 +334,7 @@ def _check_compiled(replica: Replica) -> None:
         for (act, size), compiled in replica.compiled.items():
             replica.model.train(act is train_pass)
             eager = functools.partial(act, replica.model, replica.loader, replica.sums, size)
-            with _exactly():
+            with exactly():
                 exact = outcome(act, lambda: eager("float32"))
             usual, ours = outcome(act, lambda: eager(replica.precision)), outcome(act, lambda: compiled(replica))
             off, usual, norm = (float(part.norm()) for part in (ours - exact, usual - exact, exact))

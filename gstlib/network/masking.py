@@ -272,27 +272,27 @@ class MaskedLayer:
         return [self.parameter, *(tensor.detach() for tensor in rest if tensor is not None)]
 
     def _mask(self, name: str) -> torch.Tensor | None:
-        return self.module._buffers.get(name)
+        """One of the layer's own masks, units first; None where it has none of that name."""
+        mask = self.module._buffers.get(name)
+        return mask.movedim(self._axis, 0) if mask is not None and mask.dim() == self.module.weight.dim() else mask
 
     @property
     def noise(self) -> torch.Tensor | None:
         """Noise added to the weights in the forward pass, units first; None where the layer carries none."""
-        return None if self._mask("weight_noise") is None else self._mask("weight_noise").movedim(self._axis, 0)
+        return self._mask("weight_noise")
 
     @property
     def held(self) -> torch.Tensor | None:
         """Above one half for each unit whose weights are held at 0 for a time; None where none ever are."""
-        return None if self._mask("held_units") is None else self._mask("held_units").view(-1)
+        return None if (mask := self._mask("held_units")) is None else mask.view(-1)
 
     @property
     def present(self) -> torch.Tensor:
         """False for every unit that is removed or that an event has targeted (bool, one entry a unit)."""
         gone = torch.zeros(self.parameter.shape, dtype=torch.bool, device=self.parameter.device)
-        for name in ("removed_units", "targeted_units"):
-            if self._mask(name) is not None:
-                gone |= (self._mask(name) > 0).view(-1, *[1] * (gone.dim() - 1))
-        if self._mask("removed_weights") is not None:
-            gone |= self._mask("removed_weights").movedim(self._axis, 0) > 0
+        for name in ("removed_units", "targeted_units", "removed_weights"):
+            if (mask := self._mask(name)) is not None:
+                gone |= (mask > 0).view(mask.shape if mask.dim() == gone.dim() else (-1, *[1] * (gone.dim() - 1)))
         return ~(gone if self.structure == "weight" else gone.flatten(1).all(1))
 
     @torch.no_grad()
@@ -305,7 +305,7 @@ class MaskedLayer:
         if "activation" in needs:
             return function(self._active.active_units)
         weight, removed = self.parameter, self._mask("removed_weights")
-        return function(weight if removed is None else weight.where(removed.movedim(self._axis, 0) <= 0, 0))
+        return function(weight if removed is None else weight.where(removed <= 0, 0))
 
     def negative_scales(self) -> float:
         """How many of the filters present have a negative scale (gamma); nan without batch normalisation."""
@@ -320,7 +320,7 @@ class MaskedLayer:
         for module, name, labels in self._points:
             getattr(module, name).masked_fill_(chosen(labels, units), 1)
         if not self._points:
-            self._mask("removed_weights").movedim(self._axis, 0)[units] = 1
+            self._mask("removed_weights")[units] = 1
 
     @torch.no_grad()
     def target(self, units: torch.Tensor) -> None:
@@ -346,7 +346,7 @@ class MaskedLayer:
             scaled = sum(norm.weight is not None for norm in self.batch_norms)
             total = int(units.sum()) * ((self.module.bias is not None) + 2 * scaled)
         if self._mask("removed_weights") is not None:
-            removed |= self._mask("removed_weights").movedim(self._axis, 0) > 0
+            removed |= self._mask("removed_weights") > 0
         if self.held is not None:
             removed[self.held > 0.5] = True
         return total + int(removed.sum())

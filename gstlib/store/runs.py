@@ -103,15 +103,6 @@ class Store:
         except OSError as error:
             raise InputError(f"results folder {self.path} cannot be read: {error.strerror or error}") from error
 
-    def _stamps(self) -> dict[str, list[int]]:
-        """Size in bytes and time of change in ns of every run's file, by id."""
-        found = {}
-        for run_id in self.ids():
-            with suppress(OSError):  # gone since
-                file = os.lstat(self.file(run_id))
-                found[run_id] = [file.st_size, file.st_mtime_ns]
-        return found
-
     def read(self, run_id: str, rows: bool = True) -> Run:
         """A stored run, verified; without `rows` only what its head says, and no table.
 
@@ -152,7 +143,11 @@ class Store:
 
         A message names each damaged or newer one.  The heads of many runs are kept in an index, which may be deleted.
         """
-        stamps, fresh = self._stamps(), 0
+        stamps, fresh = {}, 0
+        for run_id in self.ids():
+            with suppress(OSError):  # gone since
+                file = os.lstat(self.file(run_id))
+                stamps[run_id] = [file.st_size, file.st_mtime_ns]
         known = self._read_index(len(stamps)) if self._heads is None and len(stamps) >= _INDEXED else self._heads or {}
         self._heads = {}
         for run_id, stamp in stamps.items():

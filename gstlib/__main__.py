@@ -19,11 +19,11 @@ from gstlib.spec import DATASETS
 from gstlib.store import NewerSchema, Store, export, import_
 
 
-def _runs(args) -> list[tuple[str, experiments.Labelled]]:
-    """(figure, labelled run) of everything asked for."""
+def _tasks(args) -> list:
+    """A `gstlib.campaign.todo.Task` for every run asked for."""
     from gstlib.campaign import todo
 
-    return todo.plan(_figures(args), _profile(args), args.data, args.seeds)[0]
+    return todo.plan(_figures(args), _profile(args), args.data, args.seeds)
 
 
 def _profile(args) -> str:
@@ -57,12 +57,12 @@ def command_list(args) -> int:
     if args.campaign:
         _check_campaign(args)
         return _list_campaign(args, store)
-    runs, stored = _runs(args), set(store.ids())
+    tasks, stored = _tasks(args), set(store.ids())
     _print(pd.DataFrame([{
-        "figure": figure, "label": run.label, "seed": run.spec.seed, "id": run.spec.id, "model": run.spec.model.name,
-        "epochs": run.spec.optimiser.epochs,
-        "rate": f"{100 * run.spec.pruning.schedule.iterative_rate:.1f}%" if run.spec.pruning else "",
-        "stored": run.spec.id in stored} for figure, run in runs]), args.json)
+        "figure": task.figure, "label": task.label, "seed": task.spec.seed, "id": task.spec.id,
+        "model": task.spec.model.name, "epochs": task.spec.optimiser.epochs,
+        "rate": f"{100 * task.spec.pruning.schedule.iterative_rate:.1f}%" if task.spec.pruning else "",
+        "stored": task.spec.id in stored} for task in tasks]), args.json)
     return 0
 
 
@@ -74,9 +74,9 @@ def _list_campaign(args, store: Store) -> int:
 
     device, stored = pick_device(args.device), set(store.ids())
     frame = pd.DataFrame([{
-        "figure": stage.figure, "profile": stage.profile, "label": run.label, "seed": run.spec.seed, "id": run.spec.id,
-        "model": run.spec.model.name, "seconds": round(pace.seconds_per_run(run.spec, device, runner.REPLICAS), 1)}
-        for stage, run in todo.campaign(device.type, args.data) if run.spec.id not in stored])
+        "figure": task.figure, "profile": task.profile, "label": task.label, "seed": task.spec.seed, "id": task.spec.id,
+        "model": task.spec.model.name, "seconds": round(pace.seconds_per_run(task.spec, device, runner.REPLICAS), 1)}
+        for task in todo.campaign(device.type, args.data) if task.spec.id not in stored])
     _print(frame, args.json)
     if not args.json and len(frame):
         print(f"{len(frame)} runs, {frame['seconds'].sum() / 3600:.1f} hours one after the other on {device} "
@@ -109,8 +109,8 @@ def command_run(args) -> int:
 def command_status(args) -> int:
     """For every configuration of the figures named: runs stored, runs missing."""
     stored = set(Store(args.results).ids())
-    frame = pd.DataFrame([{"figure": figure, "label": run.label, "stored": run.spec.id in stored}
-                          for figure, run in _runs(args)])
+    frame = pd.DataFrame([{"figure": task.figure, "label": task.label, "stored": task.spec.id in stored}
+                          for task in _tasks(args)])
     table = frame.groupby(["figure", "label"], sort=False)["stored"].agg(stored="sum", wanted="size").reset_index()
     _print(table.assign(missing=table["wanted"] - table["stored"]), args.json)
     return 0
@@ -157,7 +157,7 @@ def command_audit(args) -> int:
 def command_export(args) -> int:
     """Pack stored runs into one archive (all of them; or the stored ones of the figures named)."""
     store = _existing(args.results)
-    ids = {run.spec.id for _, run in _runs(args)} & set(store.ids()) if args.figures else None
+    ids = {task.spec.id for task in _tasks(args)} & set(store.ids()) if args.figures else None
     print(f"{export(store, args.archive, ids)} runs packed into {plain(args.archive, 5000)}")
     return 0
 

@@ -6,12 +6,14 @@ no evaluation, however many there are, uses a duration up or changes a weight.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 
 from gstlib.errors import InputError
-from gstlib.masking import MaskedLayer
+from gstlib.network.masking import MaskedLayer
 from gstlib.pruning import check_effect
 
 
@@ -187,21 +189,15 @@ class Effect:
         if state["on_device"] is not None:
             self._generator(layers[0].parameter.device).set_state(state["on_device"])
 
-    @torch.no_grad()
-    def silenced(self) -> _Silence:
+    @contextmanager
+    def silenced(self) -> Iterator[None]:
         """Context in which the forward pass carries no noise; the noise in force comes back unchanged."""
-        return _Silence(self.active if self.noisy else [])
-
-
-class _Silence:
-    def __init__(self, active: list[Disturbance]):
-        self.layers = {id(d.layer): d.layer for d in active}.values()
-
-    def __enter__(self):
-        self.saved = [layer.noise.clone() for layer in self.layers]
-        for layer in self.layers:
-            layer.noise.zero_()
-
-    def __exit__(self, *_):
-        for layer, noise in zip(self.layers, self.saved):
-            layer.noise.copy_(noise)
+        carried = {d.layer.name: d.layer.noise for d in self.active} if self.noisy else {}
+        saved = [noise.clone() for noise in carried.values()]
+        for noise in carried.values():
+            noise.zero_()
+        try:
+            yield
+        finally:
+            for noise, before in zip(carried.values(), saved):
+                noise.copy_(before)

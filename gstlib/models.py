@@ -129,9 +129,7 @@ def resnet(widths: Sequence[int], blocks: int, change: Callable[[int, int, int],
 
 _BUILDERS = {
     "conv4": conv4,
-    "vgg11": lambda classes, width: vgg("vgg11", classes, width),
-    "vgg19": lambda classes, width: vgg("vgg19", classes, width),
-    "conv6-gn": lambda classes, width: vgg("conv6-gn", classes, width),
+    **{name: functools.partial(vgg, name) for name in VGG_LAYOUT},
     "resnet18": functools.partial(resnet, (64, 128, 256, 512), 2, projection),
     "resnet20": functools.partial(resnet, (16, 32, 64), 3, Padding),
     "resnet56": functools.partial(resnet, (16, 32, 64), 9, Padding),

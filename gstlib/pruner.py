@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from gstlib import masking, proof
-from gstlib.compact import Compact, Compaction
 from gstlib.effects import Effect
-from gstlib.errors import InputError, plain
-from gstlib.masking import MaskedLayer
-from gstlib.pruning import Schedule, check_method, deciles, select
-from gstlib.surroundings import Surroundings
+from gstlib.errors import InputError
+from gstlib.network import masking, proof
+from gstlib.network.compact import Compact, Compaction
+from gstlib.network.masking import MaskedLayer
+from gstlib.network.surroundings import Surroundings
+from gstlib.pruning import Schedule, check_method, deciles, number, select
 
 
 class Pruner:
@@ -46,19 +46,9 @@ class Pruner:
     refused network is left as it was.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        schedule: Schedule,
-        layers: Sequence[str] | None = None,
-        score: str = "ebn",
-        target: str = "S",
-        effect: str = "remove",
-        structure: str = "filter",
-        seed: int = 0,
-        batches: int = 0,
-        example=None,
-    ):
+    def __init__(self, model: nn.Module, schedule: Schedule, layers: Sequence[str] | None = None, score: str = "ebn",
+                 target: str = "S", effect: str = "remove", structure: str = "filter", seed: int = 0, batches: int = 0,
+                 example=None):
         if structure == "weight" and score == "ebn":
             score = "magnitude"
         check_method(target, score, structure, effect, batches)
@@ -70,7 +60,7 @@ class Pruner:
         self.model, self._example = model, example
         around = Surroundings(model, example)
         if layers is None:
-            layers = _default_layers(around, len(schedule.start), structure, score, effect)
+            layers = masking.default_layers(around, len(schedule.start), structure, score, effect)
         layers = [layers] if isinstance(layers, str) else list(layers)
         for name in layers:
             if name not in around.layers:
@@ -143,7 +133,7 @@ class Pruner:
         before = [(tensor, tensor.clone()) for layer, k in due if k for tensor in layer.state()]
         generator, effect = self.generator.get_state(), self.effect.state_dict(self.layers)
         try:
-            accuracy = _number(evaluate()) if due else None
+            accuracy = number("what evaluate returns", evaluate()) if due else None
             for layer, k in due:
                 scores, present, gone = layer.scores(), layer.present, layer.gone
                 units = select(scores, present, k, self.target, self.generator)
@@ -153,7 +143,7 @@ class Pruner:
                        "negative_scales": layer.negative_scales(), "t_pre": accuracy}
                 if k:
                     self.effect.apply(layer, units)
-                    accuracy = _number(evaluate())
+                    accuracy = number("what evaluate returns", evaluate())
                 rows.append(row | {"removed": layer.gone - gone, "removed_total": layer.gone, "t_post": accuracy,
                                    **{f"decile_{i}": mean for i, mean in enumerate(means)}})
         except BaseException:
@@ -191,7 +181,7 @@ class Pruner:
 
         Its state dict loads into a network never pruned, which then has the
         same outputs.  Effects still in force end.  With `compact` what comes
-        back is a `gstlib.compact.Compact`: a copy without the removed
+        back is a `gstlib.network.compact.Compact`: a copy without the removed
         channels, equal in evaluation within rounding, and what it saves
         (needs the extra `gstlib[compact]`).  Raises `InputError`, with
         nothing changed, where no plain network has these outputs: behind an
@@ -208,45 +198,3 @@ class Pruner:
     def parameters_removed(self) -> int:
         """How many parameters the masks hold at 0 now."""
         return sum(layer.parameters_removed() for layer in self.layers)
-
-
-def _number(accuracy) -> float:
-    try:
-        if not isinstance(accuracy, str):
-            return float(accuracy)
-    except (TypeError, ValueError, RuntimeError):
-        pass
-    raise InputError(f"evaluate must return the test accuracy, a number, not {plain(repr(accuracy))}")
-
-
-def _default_layers(around: Surroundings, number: int, structure: str, score: str, effect: str) -> list[str]:
-    """The last `number` convolutions, or linear layers where there are none.
-
-    Where some layers are batch-normalised only those count (others are gates and classifiers).  Layers that cannot be
-    pruned by units (output heads, gates) are left alone, and of those that feed the same sum all but the one with the
-    most layers before it, which leaves projection shortcuts out.
-    """
-    names = [name for name in around.layers if not isinstance(around.model.get_submodule(name), nn.Linear)] or around.layers
-    normalised = [name for name in names if around.batch_norms(name)]
-    if score.startswith("ebn") and not normalised:
-        raise InputError(f"{around.name} has no batch normalisation, so E[BN] is undefined; use score 'l2' or 'l1'")
-    taken, refused = [], []
-    for name in reversed(normalised or names):
-        try:
-            masking.check_layer(around, name, structure, score, effect)
-            sums = around.unit(name).sums
-        except InputError as error:
-            refused.append(str(error))
-            continue
-        rival = next((other for other in taken if sums & around.unit(other).sums), None)
-        if rival is not None and around.depth(name) >= around.depth(rival):
-            taken[taken.index(rival)] = name
-        elif rival is None:
-            if len(taken) == number:
-                break
-            taken.append(name)
-    if len(taken) < number:
-        left = f": {', '.join(reversed(taken))}" if taken else ""
-        raise InputError(f"the schedule has {number} layers, but only {len(taken)} can be pruned by {score!r}{left}"
-                         + "".join(f"; {reason}" for reason in refused[:3]))
-    return sorted(taken, key=around.layers.index)

@@ -48,7 +48,7 @@ def _is_scalar(value) -> bool:
     return getattr(value, "shape", None) == ()  # an array or tensor of no dimension, or one of numpy's numbers
 
 
-def _number(name: str, value, whole: bool) -> int | float:
+def number(name: str, value, whole: bool = False) -> int | float:
     """`value` as Python's own int or float; raises `InputError` for what is no such number."""
     value = value.item() if _is_scalar(value) else value
     if (isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value)
@@ -79,8 +79,8 @@ class Schedule:
         for name, whole in (("start", True), ("end", True), ("fraction", False)):
             value = getattr(self, name)
             entries = (value,) if isinstance(value, str) or not hasattr(value, "__len__") or _is_scalar(value) else value
-            object.__setattr__(self, name, tuple(_number(name, entry, whole) for entry in entries))
-        object.__setattr__(self, "retrain", _number("retrain", self.retrain, True))
+            object.__setattr__(self, name, tuple(number(name, entry, whole) for entry in entries))
+        object.__setattr__(self, "retrain", number("retrain", self.retrain, True))
         if not len(self.start) == len(self.end) == len(self.fraction) or not self.start:
             raise InputError("start, end and fraction need one entry a layer each, but have "
                              f"{len(self.start)}, {len(self.end)} and {len(self.fraction)}")
@@ -98,9 +98,9 @@ class Schedule:
         """Epochs after whose training `layer` (index in the schedule's order) has an event."""
         return range(-1, 0) if self.scratch else range(self.start[layer], self.end[layer] + 1, self.retrain)
 
-    def is_event(self, epoch: int) -> bool:
-        """Whether any layer has an event after `epoch`."""
-        return any(epoch in self.event_epochs(layer) for layer in range(len(self.start)))
+    def struck(self, epoch: int) -> int:
+        """How many layers have an event after `epoch`."""
+        return sum(epoch in self.event_epochs(layer) for layer in range(len(self.start)))
 
     def removed(self, sizes: Sequence[int], epoch: int) -> list[int]:
         """Cumulative number of units removed in each layer once `epoch` is over.
@@ -127,13 +127,8 @@ class Schedule:
         return max(p / len(self.event_epochs(layer)) for layer, p in enumerate(self.fraction))
 
 
-def select(
-    scores: torch.Tensor,
-    present: torch.Tensor,
-    k: int,
-    target: str,
-    generator: torch.Generator | None = None,
-) -> torch.Tensor:
+def select(scores: torch.Tensor, present: torch.Tensor, k: int, target: str,
+           generator: torch.Generator | None = None) -> torch.Tensor:
     """The `k` units to take now, as a bool tensor of `scores`' shape.
 
     Only units with `present` True are taken, and exactly `k` of them, ties or

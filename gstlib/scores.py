@@ -70,7 +70,7 @@ def ebn_signed(gamma: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
 
 
 def activation(activation: torch.Tensor) -> torch.Tensor:
-    """The running mean of each unit's activation in training that `gstlib.masking` keeps (final version): (units,) float64.
+    """The running mean of each unit's activation in training that `gstlib.network.masking` keeps (final version): (units,) float64.
 
     Nothing but that mean: the score of ResNet18 in the final version's Figure 2.
     """

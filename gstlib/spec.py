@@ -252,12 +252,8 @@ class RunSpec:
         that a recovery is seen; at the last epoch; and at epochs whose number
         (from 1) `test_every` divides.
         """
-        return (
-            (epoch + 1) % self.test_every == 0
-            or epoch == self.optimiser.epochs - 1
-            or (self.pruning is not None
-                and any(self.pruning.schedule.is_event(epoch - after) for after in range(RECOVERY + 1)))
-        )
+        return ((epoch + 1) % self.test_every == 0 or epoch == self.optimiser.epochs - 1
+                or self.pruning is not None and any(map(self.pruning.schedule.struck, range(epoch - RECOVERY, epoch + 1))))
 
 
 def _fields(part) -> dict:

@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from gstlib import Pruner, Schedule, data
 from gstlib.errors import InputError
-from gstlib.masking import check_layer
-from gstlib.surroundings import Surroundings
+from gstlib.network.masking import check_layer
+from gstlib.network.surroundings import Surroundings
 from gstlib.training import train
 
 TORCHVISION = ("resnet18", "resnext50_32x4d", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "efficientnet_v2_s",

@@ -57,22 +57,10 @@ def paper_spec(model: str) -> RunSpec:
     return next(run.spec for run in runs if run.spec.pruning is not None)
 
 
-def whole(spec: RunSpec) -> tuple[int, int]:
-    """Training and test images of the whole set; a folder, which may hold any number, is taken for CIFAR-10's."""
-    return data.SIZES.get(spec.data.name, (50_000, 10_000))
-
-
-def images(spec: RunSpec) -> tuple[int, int]:
-    """Training and test images of a run; where the specification says "all", those of the whole set."""
-    train, test = whole(spec)
-    return spec.data.train_size or train, spec.data.test_size or test
-
-
 def tests(spec: RunSpec) -> tuple[int, int, int]:
     """How many epochs of a run are tested, how many have an event, and how many strikes there are, each with a test."""
-    epochs, schedule = range(spec.optimiser.epochs), spec.pruning and spec.pruning.schedule
-    layers = [schedule.event_epochs(i) for i in range(len(schedule.start))] if schedule else []
-    strikes = [sum(epoch in events for events in layers) for epoch in epochs]
+    epochs = range(spec.optimiser.epochs)
+    strikes = [spec.pruning.schedule.struck(epoch) if spec.pruning else 0 for epoch in epochs]
     return sum(map(spec.tested_after, epochs)), sum(map(bool, strikes)), sum(strikes)
 
 
@@ -125,9 +113,9 @@ def load(spec: RunSpec) -> tuple[int, float]:
     Counted are training, whole test passes (each tested epoch, each strike), and at the end every image of the set.
     The least is the larger of operations over peak and memory traffic over bandwidth, training and testing apart.
     """
-    (train, test), (tested, _, strikes), o = images(spec), tests(spec), spec.optimiser
+    (train, test), (tested, _, strikes), o = data.sizes(spec.data), tests(spec), spec.optimiser
     counted = count(spec.model.name, spec.model.width, spec.data.classes)
-    steps, measured = math.ceil(train / o.batch_size), (tested + strikes) * test + sum(whole(spec))
+    steps, measured = math.ceil(train / o.batch_size), (tested + strikes) * test + sum(data.whole(spec.data))
     training, testing = counted.operations(o.epochs * train), counted.operations(measured, training=False)
     moved = o.epochs * steps * counted.traffic(train / steps, spec.precision)
     return training + testing, (max(training / PEAK_OPERATIONS, moved / PEAK_BYTES) + max(
@@ -157,7 +145,7 @@ def durations(store: Store) -> Callable[[RunSpec, str], tuple[float, str]]:
     def duration(spec: RunSpec, device: str) -> tuple[float, str]:
         if device == "cuda" and spec.model.width != 1:
             return math.nan, ""
-        if seconds := stored.get((device, _shape(spec, images(spec)))):
+        if seconds := stored.get((device, _shape(spec, data.sizes(spec.data)))):
             return sum(seconds) / len(seconds), "measured"
         bound = None if spec.model.width == 1 and spec.precision == "bf16" else "at least"
         for name in (spec.model.name, _ALIKE.get(spec.model.name)):

@@ -12,7 +12,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -25,7 +24,7 @@ from tqdm import tqdm
 from gstlib import models
 from gstlib.bench import cost
 from gstlib.convolution import Conv2d
-from gstlib.data import SIDE, Images
+from gstlib.data import SIDE, Images, sizes, whole
 from gstlib.errors import InputError, check_choice
 from gstlib.spec import RunSpec
 from gstlib.training import train
@@ -45,7 +44,7 @@ class Effort(NamedTuple):
 
     def steps(self, spec: RunSpec) -> int:
         """Training steps in a block, at most an epoch's."""
-        epoch = -(-cost.images(spec)[0] // spec.optimiser.batch_size)
+        epoch = -(-sizes(spec.data)[0] // spec.optimiser.batch_size)
         return max(1, round(min(epoch, self.products / cost.count(spec.model.name, spec.model.width).products)))
 
 
@@ -96,10 +95,10 @@ def _timed(device: torch.device, act: Callable[[], object]) -> float:
 def measure(case: Case, device: torch.device, how: Effort, meet: Callable[[], object] = lambda: None) -> Timing:
     """Time blocks of training, a test pass and events of `case`; `meet()` is called before each block."""
     timed, spec, cuda = functools.partial(_timed, device), case.spec, device.type == "cuda"
-    n = min(how.steps(spec) * spec.optimiser.batch_size, cost.images(spec)[0])
+    n = min(how.steps(spec) * spec.optimiser.batch_size, sizes(spec.data)[0])
     if cuda:
         torch.cuda.empty_cache()
-    with nullcontext() if cuda else train.one_thread():
+    with train.one_thread(device):
         images = synthetic(n, how.test_images).to(device)
         runs = [train.Run(replace(spec, seed=seed), images, device) for seed in range(case.replicas)]
         engine = Engine([run.replica for run in runs], **case.switches)
@@ -111,7 +110,7 @@ def measure(case: Case, device: torch.device, how: Effort, meet: Callable[[], ob
             # a short last step counts as the fraction that it is
             blocks.append(timed(lambda: engine.train_epoch(0, after)) * spec.optimiser.batch_size / n)
         test = min(timed(lambda: engine.test(0)) for _ in range(2)) / how.test_images  # the first one warms up
-        epochs = [epoch for epoch in range(spec.optimiser.epochs) if pruner.schedule.is_event(epoch)][:12]
+        epochs = [epoch for epoch in range(spec.optimiser.epochs) if pruner.schedule.struck(epoch)][:12]
         event = statistics.median([timed(lambda: pruner.epoch(epoch, lambda: 0.0)) for epoch in epochs][1:])
         ebn = statistics.median(timed(lambda: [layer.scores() for layer in pruner.layers]) for _ in range(21))
     return Timing(blocks, test, event, ebn if spec.pruning.score == "ebn" else None,
@@ -145,7 +144,7 @@ def plain_loop(spec: RunSpec, device: torch.device, how: Effort) -> float:
     cuda, batch, steps = device.type == "cuda", spec.optimiser.batch_size, how.steps(spec)
     torch.set_float32_matmul_precision("high" if cuda else "highest")  # on a CPU "high" may mean bf16
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = True, False
-    images, warm = synthetic(min(steps * batch, cost.images(spec)[0]), batch), 10 if cuda else 1
+    images, warm = synthetic(min(steps * batch, sizes(spec.data)[0]), batch), 10 if cuda else 1
     pictures = datasets.CIFAR10.__new__(datasets.CIFAR10)  # without its files
     pictures.data, pictures.targets = images.train_x.permute(0, 2, 3, 1).numpy(), images.train_y.tolist()
     augmentation = [transforms.RandomCrop(SIDE, padding=4), transforms.RandomHorizontalFlip()]
@@ -200,7 +199,7 @@ def row(case: Case, timing: Timing | None, plain: float, device: torch.device, p
     about = {"model": spec.model.name, "device": device.type, "replicas": case.replicas}
     if timing is None:
         return about | {"steps_per_s": None, "ratio_to_plain_loop": None, "note": "does not fit into memory"}
-    (train_images, test_images), (tested, events, strikes) = cost.images(spec), cost.tests(spec)
+    (train_images, test_images), (tested, events, strikes) = sizes(spec.data), cost.tests(spec)
     counted = cost.count(spec.model.name, spec.model.width, spec.data.classes)
     step = timing.step / case.replicas
     # tested side by side on a CPU, in turn on a GPU
@@ -213,7 +212,7 @@ def row(case: Case, timing: Timing | None, plain: float, device: torch.device, p
         "steps_per_s": 1 / step, "images_per_s": o.batch_size / step,
         "plain_steps_per_s": 1 / plain, "ratio_to_plain_loop": plain / step,
         "seconds_per_epoch": epoch, "train_s_per_run": o.epochs * epoch,
-        "test_s_per_run": (tested * test_images + sum(cost.whole(spec))) * image,
+        "test_s_per_run": (tested * test_images + sum(whole(spec.data))) * image,
         "events_s_per_run": strikes * test_images * image + events * timing.event,
         "ms_per_step": 1e3 * step, "compute_floor_ms": 1e3 * compute, "memory_floor_ms": 1e3 * memory,
         "gap": step / max(compute, memory), "share_of_peak": compute / step, "peak_memory_bytes": timing.memory,
@@ -288,7 +287,7 @@ def run(device: torch.device, quick: bool = False, networks: Sequence[str] | Non
         if not fitting:
             continue
         (alone, first), about = min(fitting.items()), {"model": model, "device": device.type}
-        step, test_images = first.step / alone, cost.images(spec)[1]
+        step, test_images = first.step / alone, sizes(spec.data)[1]
         costs += [about | {"cost": what, "ms": 1e3 * seconds, "training_steps": seconds / step} for what, seconds in (
             ("training step", step), ("event, without its test passes", first.event),
             ("E[BN] of all pruned layers", first.ebn), (f"test pass of {test_images} images", first.test * test_images))

@@ -128,7 +128,6 @@ def _begin(ending, news) -> None:
     global _ending, _news, _training
     sys.stderr = Forgiving(sys.stderr)  # which the user may have closed
     _news, _training, master = news, threading.Lock(), multiprocessing.parent_process()
-    sys.stderr = Forgiving(sys.stderr)
     _ending = lambda: ending.value or os.getppid() != master.pid  # noqa: E731
 
     def guard() -> None:

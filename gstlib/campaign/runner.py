@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 
-from gstlib import experiments
 from gstlib.campaign.executors import EXECUTORS, Setting, connect
 from gstlib.campaign.leases import Leases
 from gstlib.campaign.todo import Task, campaign, missing, plan
@@ -46,14 +45,12 @@ def run(store: Store, runs: Iterable[Labelled], source: str, profile: str, devic
 def train_missing(store: Store, figures: Iterable[str], profile: str, source: str | None = None, seeds=None,
                   device: str = "auto", **options) -> Outcome:
     """`train_all` for `figures` at `profile`; `source` and `seeds` as in `plan`."""
-    return train_all(store, lambda _: [Task(*run, profile, source or experiments.profile(profile).data)
-                                       for _, run in plan(figures, profile, source, seeds)[0]], device, **options)
+    return train_all(store, lambda _: plan(figures, profile, source, seeds), device, **options)
 
 
 def run_campaign(store: Store, source: str | None = None, device: str = "auto", **options) -> Outcome:
     """`train_all` for the campaign of this kind of device."""
-    return train_all(store, lambda kind: [Task(*run, stage.profile, source or experiments.profile(stage.profile).data)
-                                          for stage, run in campaign(kind, source)], device, **options)
+    return train_all(store, lambda kind: campaign(kind, source), device, **options)
 
 
 def train_all(store: Store, find: Callable[[str], list[Task]], device: str = "auto", workers: int | None = None,

@@ -5,7 +5,7 @@
 
 from importlib import import_module
 
-from gstlib.data.identity import SIZES, Known, recall
+from gstlib.data.identity import Known, recall, sizes, whole
 
 _ROOMS = {"Images": "sources", "SIDE": "sources", "fingerprint": "sources", "load": "sources",
           "Loader": "batches", "crop_and_flip": "batches", "mislabelled": "batches"}

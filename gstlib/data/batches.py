@@ -34,11 +34,6 @@ class Loader:
         self._shifts = torch.zeros((n, 2), dtype=torch.int64, device=device)
         self._flips = torch.zeros(n, dtype=torch.bool, device=device)
 
-    @property
-    def steps(self) -> int:
-        """Training batches in an epoch; the last one may be short."""
-        return -(-len(self.y) // self.batch_size)
-
     def batch_sizes(self) -> list[int]:
         """Sizes of an epoch's training batches, in order."""
         return _sizes(len(self.y), self.batch_size)

@@ -25,8 +25,7 @@ PUBLISHED = {"cifar10": ("cifar-10-batches-py", "cifar-10-python.tar.gz"),
              "cifar100": ("cifar-100-python", "cifar-100-python.tar.gz"),
              "svhn": ("train_32x32.mat", "test_32x32.mat"),
              "fashion-mnist": ("FashionMNIST/raw",)}
-# training and test images of a whole set, where they are not 50,000 and 10,000
-SIZES = {"digits": (1_442, 355), "svhn": (73_257, 26_032), "fashion-mnist": (60_000, 10_000)}
+_WHOLE = {"digits": (1_442, 355), "svhn": (73_257, 26_032), "fashion-mnist": (60_000, 10_000)}
 
 
 class Known(NamedTuple):
@@ -35,6 +34,16 @@ class Known(NamedTuple):
     name: str
     fingerprint: str
     classes: int
+
+
+def whole(spec: DataSpec) -> tuple[int, int]:
+    """Training and test images of the whole set; a folder, which may hold any number, is taken for CIFAR-10's."""
+    return _WHOLE.get(spec.name, (50_000, 10_000))
+
+
+def sizes(spec: DataSpec) -> tuple[int, int]:
+    """Training and test images of a run; where the specification says "all", those of the whole set."""
+    return tuple(asked or there for asked, there in zip((spec.train_size, spec.test_size), whole(spec)))
 
 
 def locate(source: str | os.PathLike) -> tuple[str, Path]:

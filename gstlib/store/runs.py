@@ -6,8 +6,7 @@ file is read, its digest is checked, and that its rows can be a run's.  Reading 
 reported, counts as missing, and is replaced when its run is stored anew.  Any number of processes may share a folder.
 
 A results folder may come from anyone.  Nothing in it can run code, and since files hold numbers alone, uncompressed,
-none takes more memory than the cells that it claims.  That they are uncompressed is read here, in `_codecs`: pyarrow
-ends the process where it is asked for a codec that it does not know.
+none takes more memory than the cells that it claims.
 """
 
 from __future__ import annotations
@@ -104,15 +103,6 @@ class Store:
         except OSError as error:
             raise InputError(f"results folder {self.path} cannot be read: {error.strerror or error}") from error
 
-    def _stamps(self) -> dict[str, list[int]]:
-        """Size in bytes and time of change in ns of every run's file, by id."""
-        found = {}
-        for run_id in self.ids():
-            with suppress(OSError):  # gone since
-                file = os.lstat(self.file(run_id))
-                found[run_id] = [file.st_size, file.st_mtime_ns]
-        return found
-
     def read(self, run_id: str, rows: bool = True) -> Run:
         """A stored run, verified; without `rows` only what its head says, and no table.
 
@@ -153,7 +143,11 @@ class Store:
 
         A message names each damaged or newer one.  The heads of many runs are kept in an index, which may be deleted.
         """
-        stamps, fresh = self._stamps(), 0
+        stamps, fresh = {}, 0
+        for run_id in self.ids():
+            with suppress(OSError):  # gone since
+                file = os.lstat(self.file(run_id))
+                stamps[run_id] = [file.st_size, file.st_mtime_ns]
         known = self._read_index(len(stamps)) if self._heads is None and len(stamps) >= _INDEXED else self._heads or {}
         self._heads = {}
         for run_id, stamp in stamps.items():
@@ -229,15 +223,15 @@ def parse(content: bytes, place: Path | str, run_id: str, rows: bool = True) -> 
             raise ValueError("it is larger than any run")
         if content != _sealed(content):  # before anything else reads it
             raise ValueError("its digest is another")
-        if _codecs(content) != {0}:
-            raise ValueError("it has columns of other kinds than a run's")
         file = pq.ParquetFile(pa.BufferReader(content))
+        if file.metadata.serialized_size > _HEAD:
+            raise ValueError("its head is longer than any run's")
         head = {key.decode(): text.decode() for key, text in file.metadata.metadata.items()}
         if head["gstlib.schema"] != str(SCHEMA):
             raise NewerSchema(f"{place} has schema {plain(head['gstlib.schema'])}, and this gstlib knows {SCHEMA} "
                               "alone; read it with the gstlib that wrote it")
         spec, about, texts = (head[f"gstlib.{name}"] for name in ("spec", "provenance", "texts"))
-        columns = _columns(file, json.loads(texts)) if rows else {}
+        columns = _columns(file, content, json.loads(texts)) if rows else {}
         run = Run(*_described(run_id, spec, json.loads(about)), _tables(columns))
         if rows:
             _check(run.spec, columns)
@@ -302,69 +296,20 @@ def _pack(spec: str, about: str, columns: dict[str, np.ndarray]) -> bytes:
     return _sealed(file.getvalue())
 
 
-def _columns(file: pq.ParquetFile, texts: dict[str, list[str]]) -> dict[str, np.ndarray]:
+def _columns(file: pq.ParquetFile, content: bytes, texts: dict[str, list[str]]) -> dict[str, np.ndarray]:
     """The columns in a file. Raises `ValueError`, rows unread, where they could take more memory than a run's."""
     meta, group = file.metadata, file.metadata.row_group(0)
     if meta.num_row_groups != 1 or not 0 <= group.num_rows * meta.num_columns <= _CELLS:
         raise ValueError(f"it claims {group.num_rows} rows of {meta.num_columns} columns")
+    # behind each column's name the file's footer has its codec, 0 for none; pyarrow, asked for one that it does not know,
+    # ends the process
     if not ({field.type for field in file.schema_arrow} <= {pa.int64(), pa.float64()}
+            and all(f"{name}\x15\0".encode() in content[-meta.serialized_size - 8:] for name in file.schema_arrow.names)
             and all(isinstance(text, str) and len(text) <= _TEXT for names in texts.values() for text in names)):
         raise ValueError("it has columns of other kinds than a run's")
     read = file.read(use_threads=False)
     columns = {key: values.drop_null().to_numpy() for key, values in zip(read.column_names, read.columns)}
     return columns | {key: np.array(names, object)[columns[key]] for key, names in texts.items()}
-
-
-def _codecs(content: bytes) -> set[int]:
-    """What compresses the columns of a Parquet file, by its footer in thrift's compact protocol; 0: nothing does."""
-    end = len(content) - 8
-    start = end - int.from_bytes(content[end:end + 4], "little")
-    if not 0 <= end - start <= _HEAD:
-        raise ValueError("its head is longer than any run's")
-    data, at = content[start:end], 0
-
-    def number() -> int:
-        nonlocal at
-        found = shift = 0
-        while True:
-            byte, at = data[at], at + 1
-            found |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return found
-
-    def value(kind: int):
-        nonlocal at
-        if kind in (4, 5, 6):  # whole numbers
-            return number()
-        if kind in (3, 7):  # a byte, a float
-            at += 1 if kind == 3 else 8
-        elif kind == 8:  # a text
-            size = number()
-            at += size
-        elif kind in (9, 10):  # a list
-            byte, at = data[at], at + 1
-            size = byte >> 4 if byte < 240 else number()
-            return [value(byte & 15 if byte & 15 > 2 else 3) for _ in range(size)]
-        elif kind == 12:
-            return struct()
-        elif kind > 2:  # the others are true and false
-            raise ValueError("its head is not a run's")
-
-    def struct() -> dict:
-        nonlocal at
-        fields, field = {}, 0
-        while byte := data[at]:
-            at += 1
-            field = field + (byte >> 4) if byte > 15 else number() >> 1
-            if field in fields:
-                raise ValueError("its head is not a run's")
-            fields[field] = value(byte & 15)
-        at += 1
-        return fields
-
-    # of the file the row groups, of these the columns, of these the description
-    return {column[3][4] for group in struct()[4] for column in group[1]}
 
 
 def _sealed(content: bytes) -> bytes:

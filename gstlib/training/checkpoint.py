@@ -26,7 +26,7 @@ from gstlib.files import write_whole
 
 SCHEMA = 1
 _HEADER, _LARGEST = 4096, 2**31  # bytes that the first line and the file may have at most; VGG19's has 2**28
-_SOURCES = ("*.py", "data/*.py", "training/*.py")  # what decides what training computes: the paper's core, batches, steps
+_SOURCES = ("*.py", "network/*.py", "data/*.py", "training/*.py")  # what decides what training computes
 
 
 @cache

@@ -23,6 +23,7 @@ import copy
 import functools
 import gc
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -50,16 +51,13 @@ class Measured(NamedTuple):
 def pick_device(name: str = "auto") -> torch.device:
     """The device called `name`: "auto" is CUDA where there is one, else the CPU.
 
-    Raises `InputError` for a name torch does not know and for CUDA where there is none.
+    Raises `InputError` for an unknown name and for CUDA where there is none.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"unknown device {name!r}; choose from auto, cpu, cuda, cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
+    if not re.fullmatch(r"(cpu|cuda)(:\d{1,2})?", name):
         raise InputError(f"unknown device {name!r}; choose from auto, cpu, cuda, cuda:N")
+    device = torch.device(name)
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise InputError(f"device {name!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices; "
                          "use --device cpu or auto")
@@ -90,10 +88,6 @@ def switch_off(names: str | None) -> None:
     switched_off()
 
 
-def _strict() -> bool:
-    return os.environ.get("GSTLIB_STRICT", "0") not in ("", "0")
-
-
 class Replica:
     """One network in training: its optimiser, its batches, its running sums.
 
@@ -118,7 +112,7 @@ class Replica:
         self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         self.stages = list(_stages(model))
         self._kept: list[torch.Tensor] = []  # each test batch's input to the stage that `begin_test` was told to keep
-        self._since = self._keep = 0
+        self._since = self._keep = self._number = 0  # of the stage to begin at, of the stage kept, of the test batch
         self.compiled: dict[tuple[Callable, int], Callable] = {}  # by pass and size of its batch, see `_compiled`
 
     def learning_rate(self, epoch: int) -> float:
@@ -161,6 +155,7 @@ class Replica:
         self.model.eval()
         self.loader.begin_test()
         self.sums.zero_()
+        self._number = 0
         self._since, self._keep = self._stage(since) if self._kept else 0, self._stage(keep)
         if not self._since:
             self._kept = []
@@ -176,9 +171,9 @@ class Replica:
         self.optimiser.step()
 
     @torch.no_grad()
-    def test_step(self, size: int, number: int = 0) -> None:
-        """Measure the next `size` test images, batch `number` of the pass; changes no weight and no running statistic."""
-        self.run(test_pass, size, functools.partial(self._staged, number=number) if self._since or self._keep else None)
+    def test_step(self, size: int) -> None:
+        """Measure the next `size` test images; changes no weight and no running statistic."""
+        self.run(test_pass, size, self._staged if self._since or self._keep else None)
 
     def run(self, act: Callable, size: int, model: Callable | None = None) -> torch.Tensor:
         """The loss of `act`, `train_pass` or `test_pass`, over the next `size` images; compiled where that is possible."""
@@ -186,14 +181,15 @@ class Replica:
             return self.compiled[act, size](self)
         return act(model or self.model, self.loader, self.sums, size, self.precision)
 
-    def _staged(self, x: torch.Tensor, number: int) -> torch.Tensor:
-        """The network's output for test batch `number`, from the stage on from which it can be another than last time."""
+    def _staged(self, x: torch.Tensor) -> torch.Tensor:
+        """The network's output for a test batch, from the stage on from which it can be another than last time."""
         if self._since:
-            x = self._kept[number]
+            x = self._kept[self._number]
         for place, (_, stage) in enumerate(self.stages[self._since:], self._since):
             if place == self._keep > 0:
-                self._kept[number:number + 1] = [x]
+                self._kept[self._number:self._number + 1] = [x]
             x = stage(x)
+        self._number += 1
         return x
 
     @torch.no_grad()
@@ -302,8 +298,8 @@ def _compiled(act: Callable, size: int, skeleton: nn.Module) -> Callable[[Replic
 
 
 @contextmanager
-def _exactly():
-    """Without TF32, and without timing algorithms for what runs once."""
+def exactly() -> Iterator[None]:
+    """Products in float32, without TF32, and without timing algorithms for what runs once."""
     cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
     before = cudnn.allow_tf32, cudnn.benchmark
     torch.set_float32_matmul_precision("highest")
@@ -336,7 +332,7 @@ def _check_compiled(replica: Replica) -> None:
         for (act, size), compiled in replica.compiled.items():
             replica.model.train(act is train_pass)
             eager = functools.partial(act, replica.model, replica.loader, replica.sums, size)
-            with _exactly():
+            with exactly():
                 exact = outcome(act, lambda: eager("float32"))
             usual, ours = outcome(act, lambda: eager(replica.precision)), outcome(act, lambda: compiled(replica))
             off, usual, norm = (float(part.norm()) for part in (ours - exact, usual - exact, exact))
@@ -425,7 +421,7 @@ class Engine:
 
     def _give_up(self, switch: str, what: str, error: Exception) -> None:
         """Say that it goes on without `switch`; raises `error` where memory ran out, or GSTLIB_STRICT is set."""
-        if ran_out(error) or _strict():
+        if ran_out(error) or os.environ.get("GSTLIB_STRICT", "0") not in ("", "0"):
             raise error
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
         say(f"{what} ({text}); going on without")
@@ -453,15 +449,9 @@ class Engine:
         A captured pass is always whole.
         """
         replica = self.replicas[index]
-        sizes = self.loader.test_sizes()
-        if self.capture:
-            replica.begin_test()
-            for size in sizes:
-                self._do("test_step", size, (index,))
-        else:
-            replica.begin_test(since, keep)
-            for number, size in enumerate(sizes):
-                replica.test_step(size, number)
+        replica.begin_test(*(None, None) if self.capture else (since, keep))
+        for size in self.loader.test_sizes():
+            self._do("test_step", size, (index,))
         return replica.measured(len(self.loader.test_y))
 
     def _do(self, what: str, size: int, indices) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from gstlib import flatness
 from gstlib.data import Loader
 from gstlib.errors import InputError
 from gstlib.spec import FlatnessSpec
+from gstlib.training.engine import exactly
 
 RELATIVE, DRAWS = 0.1, 10  # the scale-invariant measure: how far, in norms of each filter, and how often
 SAMPLE = 0  # seed of the draw of the images measured: the same for every run, so that runs are compared on one sample
@@ -97,7 +97,7 @@ def measure_flatness(model: nn.Module, loader: Loader, epoch: int, how: Flatness
         return float(each.std()) / math.sqrt(len(each))
 
     some, few = images(0, how.images), images(0, h)
-    with _exactly(loader.device):
+    with exactly(), threadpool_limits(1 if loader.device.type == "cpu" else None):  # SciPy's too, as training has
         values, vectors = flatness.leading(flatness.hessian(model, *few), how.eigenvalues)
         curves = [(number, step, *found) for number, vector in enumerate(vectors[:how.directions], 1)
                   for step, found in zip(how.steps, flatness.along(model, *some, vector, how.steps))]
@@ -113,17 +113,3 @@ def measure_flatness(model: nn.Module, loader: Loader, epoch: int, how: Flatness
     return {"flatness": [row],
             "eigenvalue": [{"number": number, "eigenvalue": float(value)} for number, value in enumerate(values, 1)],
             "direction": [dict(zip(("number", "step", "loss", "accuracy"), point)) for point in curves]}
-
-
-@contextmanager
-def _exactly(device: torch.device):
-    """Products in float32, without TF32; on a CPU SciPy too has one thread, as training has."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        with threadpool_limits(1 if device.type == "cpu" else None):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -71,13 +71,8 @@ def _seed(spec: RunSpec, purpose: str) -> int:
     return int(np.random.SeedSequence([spec.seed, purposes.index(purpose)]).generate_state(1)[0])
 
 
-def train(
-    spec: RunSpec,
-    images: Images,
-    device: str | torch.device = "cpu",
-    progress: Callable[[Progress], None] = lambda _: None,
-    profile: str = "",
-) -> Result:
+def train(spec: RunSpec, images: Images, device: str | torch.device = "cpu",
+          progress: Callable[[Progress], None] = lambda _: None, profile: str = "") -> Result:
     """Train `spec` on `images` and return its rows: `train_group` for a single run."""
     return train_group([spec], images, device, progress, profile)[0]
 
@@ -88,15 +83,9 @@ def shape(spec: RunSpec) -> tuple:
     return spec.data, spec.model, spec.precision, spec.channels_last, o.name, o.batch_size, o.epochs
 
 
-def train_group(
-    specs: Sequence[RunSpec],
-    images: Images,
-    device: str | torch.device = "cpu",
-    progress: Callable[[Progress], None] = lambda _: None,
-    profile: str = "",
-    checkpoints: Checkpoints | None = None,
-    stop: Callable[[], bool] = lambda: False,
-) -> list[Result]:
+def train_group(specs: Sequence[RunSpec], images: Images, device: str | torch.device = "cpu",
+                progress: Callable[[Progress], None] = lambda _: None, profile: str = "",
+                checkpoints: Checkpoints | None = None, stop: Callable[[], bool] = lambda: False) -> list[Result]:
     """Train runs of one shape in lockstep and return their rows, which are those of each run alone.
 
     Epoch rows: epoch (from 0), lr, train_loss, train_accuracy (running means
@@ -128,17 +117,18 @@ def train_group(
             raise InputError(f"runs {specs[0].id} and {spec.id} differ in data, model, precision, optimiser, batch size "
                              "or number of epochs and cannot be trained in lockstep")
     device = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0", as tensors there name it
-    with one_thread() if device.type == "cpu" else nullcontext():
+    with one_thread(device):
         return _Group(specs, images, device, progress, profile, checkpoints, stop).train()
 
 
 @contextmanager
-def one_thread():
-    """One thread, so that a CPU's rows do not depend on its number of cores (sums are split among threads),
+def one_thread(device: torch.device) -> Iterator[None]:
+    """On a CPU one thread, so that a CPU's rows do not depend on its number of cores (sums are split among threads),
     and no denormal numbers, which the moments of masked weights decay into and which cost hundreds of cycles each."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+        torch.set_flush_denormal(True)
     try:
         yield
     finally:

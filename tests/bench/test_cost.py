@@ -11,7 +11,7 @@ import pytest
 from made_up import ABOUT, DATA, SMOKE, rows
 from torch import nn
 
-from gstlib import bench, experiments, models
+from gstlib import bench, data, experiments, models
 from gstlib.bench import cost
 from gstlib.errors import InputError
 from gstlib.spec import DataSpec
@@ -96,7 +96,7 @@ def test_sets_of_any_size_count_their_own_steps():
     spec = planned("figure1-vgg11", experiments.profile("paper"), DataSpec("cifar10", "0" * 64))[0]
     of = {n: cost.load(replace(spec, data=replace(spec.data, train_size=n)))[0] for n in (10_000, 20_000)}
     assert of[20_000] - of[10_000] == 325 * 10_000 * 6 * cost.count("vgg11").products
-    assert cost.images(replace(spec, data=DataSpec("digits", "0" * 64))) == (1442, 355)
+    assert data.sizes(DataSpec("digits", "0" * 64)) == (1442, 355)
 
 
 # ---------------------------------------------------------------- hours

@@ -13,7 +13,7 @@ from IPython.display import Markdown
 from made_up import ABOUT, DATA, SMOKE, fill
 from test_book import BOOK, HTML, ROOT, WIDTHS, browser, built, site, toc_files, visit  # noqa: F401 (fixtures)
 
-from gstlib import bench, claims, experiments
+from gstlib import bench, claims, data, experiments
 from gstlib.bench import cost
 from gstlib.book import tables
 from gstlib.store import Store
@@ -305,7 +305,7 @@ def test_the_time_between_events_is_as_stated():
         profile = experiments.PROFILES[name]
         data = experiments.data_spec(profile, profile.data, "0" * 64)
         (spec,) = [run.spec for run in experiments.figures.figure1_vgg11(profile, data, [0]) if run.label == "L r=40"]
-        steps = -(-cost.images(spec)[0] // spec.optimiser.batch_size)
+        steps = -(-data.sizes(spec.data)[0] // spec.optimiser.batch_size)
         assert int(stated["Epochs"][column]) == spec.pruning.retrain
         assert int(stated["Batches"][column]) == spec.pruning.retrain * steps
         assert int(stated["Images in a batch"][column]) == spec.optimiser.batch_size

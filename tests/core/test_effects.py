@@ -4,10 +4,10 @@ from torch import nn
 
 from gstlib.effects import Effect
 from gstlib.errors import InputError
-from gstlib.masking import MaskedLayer, check_layer
+from gstlib.network.masking import MaskedLayer, check_layer
+from gstlib.network.surroundings import Surroundings
 from gstlib.pruner import Pruner
 from gstlib.pruning import EFFECTS, Schedule
-from gstlib.surroundings import Surroundings
 
 OPTIMISERS = {
     "adam": lambda p: torch.optim.Adam(p, lr=0.01),

@@ -123,7 +123,7 @@ def test_scratch_is_one_event_before_the_first_step():
     schedule = Schedule((3, 4), (9, 9), (0.3, 0.5), 2, scratch=True)
     assert [list(schedule.event_epochs(i)) for i in (0, 1)] == [[-1], [-1]]
     assert schedule.removed([10, 10], -1) == schedule.removed([10, 10], 99) == [3, 5]
-    assert schedule.is_event(-1) and not any(map(schedule.is_event, range(20))) and schedule.iterative_rate == 0.5
+    assert schedule.struck(-1) and not any(map(schedule.struck, range(20))) and schedule.iterative_rate == 0.5
     model = net()
     lowest = model[0].weight.detach().flatten(1).norm(dim=1).argsort()[:3]
     pruner = Pruner(model, Schedule(0, 0, 0.3, 1, scratch=True), ["0"], score="l2")

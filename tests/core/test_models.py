@@ -4,8 +4,8 @@ from torch import nn
 
 from gstlib import models
 from gstlib.errors import InputError
+from gstlib.network.surroundings import Surroundings
 from gstlib.spec import MODELS
-from gstlib.surroundings import Surroundings
 
 
 def count(model: nn.Module) -> int:

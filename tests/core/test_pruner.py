@@ -12,9 +12,9 @@ import gstlib
 from gstlib import models
 from gstlib.errors import InputError
 from gstlib.models import BasicBlock
+from gstlib.network.surroundings import Surroundings
 from gstlib.pruner import Pruner
 from gstlib.pruning import Schedule
-from gstlib.surroundings import Surroundings
 
 ONCE = Schedule((0, 0), (0, 0), (0.5, 0.5), 1)
 

@@ -85,7 +85,7 @@ def test_one_shot_takes_everything_at_once():
     schedule = Schedule((246,) * 4, (246,) * 4, (0.1, 0.1, 0.1, 0.9), 1)
     assert schedule.removed([512] * 4, 245) == [0, 0, 0, 0]
     assert schedule.removed([512] * 4, 246) == [51, 51, 51, 460]
-    assert [epoch for epoch in range(325) if schedule.is_event(epoch)] == [246]
+    assert [epoch for epoch in range(325) if schedule.struck(epoch)] == [246]
     assert schedule.iterative_rate == 0.9
 
 
@@ -96,9 +96,9 @@ def test_total_is_the_floor_of_the_decimal_product(fraction, size, total):
     assert Schedule(0, 9, fraction, 3).removed([size], 9) == [total]
 
 
-def test_is_event_is_any_layer_s_event():
+def test_struck_counts_the_layers_that_have_an_event():
     schedule = Schedule((1, 4), (7, 9), (0.5, 0.5), 3)
-    assert [epoch for epoch in range(12) if schedule.is_event(epoch)] == [1, 4, 7]
+    assert {epoch: n for epoch in range(12) if (n := schedule.struck(epoch))} == {1: 1, 4: 2, 7: 2}
 
 
 def test_before_the_first_epoch_nothing_is_removed():
@@ -149,7 +149,7 @@ def test_share_of_the_network_that_is_removed(model, settings, shortcut, percent
     net = models.build(model)
     total = sum(p.numel() for p in net.parameters())
     pruner = Pruner(net, schedule := Schedule(**settings, retrain=100))
-    for epoch in (e for e in range(325) if schedule.is_event(e)):
+    for epoch in (e for e in range(325) if schedule.struck(e)):
         pruner.epoch(epoch, lambda: 0.0)
     sizes = [layer.parameter[0].numel() for layer in pruner.layers]
     removed = sum(layer.gone * layer.parameter[0].numel() for layer in pruner.layers)

@@ -3,8 +3,8 @@ import pytest
 from gstlib import experiments, models
 from gstlib.errors import InputError
 from gstlib.experiments import CAMPAIGN, EXPERIMENTS, PROFILES, parse_seeds, scaled_schedule
+from gstlib.network.surroundings import Surroundings
 from gstlib.spec import DataSpec, RunSpec
-from gstlib.surroundings import Surroundings
 from gstlib.training import train
 
 CONFIGURATIONS = {

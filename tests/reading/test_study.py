@@ -87,9 +87,9 @@ def test_the_command_that_a_study_names_makes_what_it_lacks(tmp_path, digits):
         program, *words = shlex.split(found.command)[2:]
         args = parser().parse_args(words)
         assert program == "gstlib" and args.command == "run" and args.results == str(place)
-        planned, _ = runner.plan(args.figures, args.profile, args.data, args.seeds)
-        assert {run.spec.seed for _, run in planned} == set(seeds)
-        assert runner.missing(Store(place), [run for _, run in planned]) == runner.missing(Store(place), found.missing)
+        planned = runner.plan(args.figures, args.profile, args.data, args.seeds)
+        assert {task.spec.seed for task in planned} == set(seeds)
+        assert [task.spec for task in runner.missing(Store(place), planned)] == [run.spec for run in found.missing]
     shown = command(["figure1-vgg11", "figure3"], "mini", "/my images", "r")
     assert shown == "python -m gstlib run figure1-vgg11 figure3 --profile mini --data '/my images' --results r"
 

@@ -314,4 +314,4 @@ def test_the_code_that_computes_is_named_whole():
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     top = Path(checkpoint.__file__).parents[1]
     hashed = {str(place.relative_to(top)) for pattern in checkpoint._SOURCES for place in top.glob(pattern)}
-    assert {"masking.py", "training/engine.py", "data/batches.py"} <= set(loaded) <= hashed
+    assert {"network/masking.py", "training/engine.py", "data/batches.py"} <= set(loaded) <= hashed

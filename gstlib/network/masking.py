@@ -3,7 +3,7 @@
 Parameters stay what they are, under their own names: no optimiser, averaging,
 initialisation or checkpoint sees anything new.  Whole units are removed by
 silencing outputs: behind the layer, and wherever a 0 would not stay 0
-(`gstlib.surroundings`), a hook puts 0 in the units' place, so that their
+(`gstlib.network.surroundings`), a hook puts 0 in the units' place, so that their
 gradient is exactly 0 too.  Single weights are removed where the layer reads
 its weight.  A mask is a buffer that is 0 where everything is present; whatever
 is above 0 is removed, so that an average over buffers (which torch cannot
@@ -24,7 +24,7 @@ from torch.nn.utils import parametrize
 from gstlib import scores
 from gstlib.convolution import Linear, in_bf16
 from gstlib.errors import InputError
-from gstlib.surroundings import MASKS, Surroundings, Unit
+from gstlib.network.surroundings import MASKS, Surroundings, Unit
 
 
 def _silence_removed(module: nn.Module, _inputs, output: torch.Tensor) -> torch.Tensor:
@@ -126,6 +126,39 @@ def check_layer(around: Surroundings, name: str, structure: str, score: str, eff
         raise InputError(f"layer {name!r} is a {type(module).__name__}, whose forward pass is its own; "
                          "only whole filters can be removed from it")
     return Unit(name, norms)
+
+
+def default_layers(around: Surroundings, number: int, structure: str, score: str, effect: str) -> list[str]:
+    """The last `number` convolutions, or linear layers where there are none.
+
+    Where some layers are batch-normalised only those count (others are gates and classifiers).  Layers that cannot be
+    pruned by units (output heads, gates) are left alone, and of those that feed the same sum all but the one with the
+    most layers before it, which leaves projection shortcuts out.
+    """
+    names = [name for name in around.layers if not isinstance(around.model.get_submodule(name), nn.Linear)] or around.layers
+    normalised = [name for name in names if around.batch_norms(name)]
+    if score.startswith("ebn") and not normalised:
+        raise InputError(f"{around.name} has no batch normalisation, so E[BN] is undefined; use score 'l2' or 'l1'")
+    taken, refused = [], []
+    for name in reversed(normalised or names):
+        try:
+            check_layer(around, name, structure, score, effect)
+            sums = around.unit(name).sums
+        except InputError as error:
+            refused.append(str(error))
+            continue
+        rival = next((other for other in taken if sums & around.unit(other).sums), None)
+        if rival is not None and around.depth(name) >= around.depth(rival):
+            taken[taken.index(rival)] = name
+        elif rival is None:
+            if len(taken) == number:
+                break
+            taken.append(name)
+    if len(taken) < number:
+        left = f": {', '.join(reversed(taken))}" if taken else ""
+        raise InputError(f"the schedule has {number} layers, but only {len(taken)} can be pruned by {score!r}{left}"
+                         + "".join(f"; {reason}" for reason in refused[:3]))
+    return sorted(taken, key=around.layers.index)
 
 
 def _note_activation(module: nn.Module, _inputs, output: torch.Tensor) -> None:
@@ -239,27 +272,27 @@ class MaskedLayer:
         return [self.parameter, *(tensor.detach() for tensor in rest if tensor is not None)]
 
     def _mask(self, name: str) -> torch.Tensor | None:
-        return self.module._buffers.get(name)
+        """One of the layer's own masks, units first; None where it has none of that name."""
+        mask = self.module._buffers.get(name)
+        return mask.movedim(self._axis, 0) if mask is not None and mask.dim() == self.module.weight.dim() else mask
 
     @property
     def noise(self) -> torch.Tensor | None:
         """Noise added to the weights in the forward pass, units first; None where the layer carries none."""
-        return None if self._mask("weight_noise") is None else self._mask("weight_noise").movedim(self._axis, 0)
+        return self._mask("weight_noise")
 
     @property
     def held(self) -> torch.Tensor | None:
         """Above one half for each unit whose weights are held at 0 for a time; None where none ever are."""
-        return None if self._mask("held_units") is None else self._mask("held_units").view(-1)
+        return None if (mask := self._mask("held_units")) is None else mask.view(-1)
 
     @property
     def present(self) -> torch.Tensor:
         """False for every unit that is removed or that an event has targeted (bool, one entry a unit)."""
         gone = torch.zeros(self.parameter.shape, dtype=torch.bool, device=self.parameter.device)
-        for name in ("removed_units", "targeted_units"):
-            if self._mask(name) is not None:
-                gone |= (self._mask(name) > 0).view(-1, *[1] * (gone.dim() - 1))
-        if self._mask("removed_weights") is not None:
-            gone |= self._mask("removed_weights").movedim(self._axis, 0) > 0
+        for name in ("removed_units", "targeted_units", "removed_weights"):
+            if (mask := self._mask(name)) is not None:
+                gone |= (mask > 0).view(mask.shape if mask.dim() == gone.dim() else (-1, *[1] * (gone.dim() - 1)))
         return ~(gone if self.structure == "weight" else gone.flatten(1).all(1))
 
     @torch.no_grad()
@@ -272,7 +305,7 @@ class MaskedLayer:
         if "activation" in needs:
             return function(self._active.active_units)
         weight, removed = self.parameter, self._mask("removed_weights")
-        return function(weight if removed is None else weight.where(removed.movedim(self._axis, 0) <= 0, 0))
+        return function(weight if removed is None else weight.where(removed <= 0, 0))
 
     def negative_scales(self) -> float:
         """How many of the filters present have a negative scale (gamma); nan without batch normalisation."""
@@ -287,7 +320,7 @@ class MaskedLayer:
         for module, name, labels in self._points:
             getattr(module, name).masked_fill_(chosen(labels, units), 1)
         if not self._points:
-            self._mask("removed_weights").movedim(self._axis, 0)[units] = 1
+            self._mask("removed_weights")[units] = 1
 
     @torch.no_grad()
     def target(self, units: torch.Tensor) -> None:
@@ -313,7 +346,7 @@ class MaskedLayer:
             scaled = sum(norm.weight is not None for norm in self.batch_norms)
             total = int(units.sum()) * ((self.module.bias is not None) + 2 * scaled)
         if self._mask("removed_weights") is not None:
-            removed |= self._mask("removed_weights").movedim(self._axis, 0) > 0
+            removed |= self._mask("removed_weights") > 0
         if self.held is not None:
             removed[self.held > 0.5] = True
         return total + int(removed.sum())

@@ -2,7 +2,7 @@
 
 Which channels must be cut together is what torch-pruning finds.  Such a group
 is cut where every layer that reads it reads a removed unit there
-(`gstlib.surroundings`), and the cut is tried on invented numbers before it is
+(`gstlib.network.surroundings`), and the cut is tried on invented numbers before it is
 believed.
 """
 
@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from gstlib.errors import InputError
-from gstlib.masking import chosen
-from gstlib.surroundings import Surroundings, aside
+from gstlib.network.masking import chosen
+from gstlib.network.surroundings import Surroundings, aside
 
 
 class Compact(NamedTuple):

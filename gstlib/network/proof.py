@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
 from gstlib.errors import InputError
-from gstlib.masking import HOOKS, Weighed, along, chosen, unit_axis
-from gstlib.surroundings import Surroundings, Unit, aside
+from gstlib.network.masking import HOOKS, Weighed, along, chosen, unit_axis
+from gstlib.network.surroundings import Surroundings, Unit, aside
 
 
 @torch.no_grad()
@@ -71,7 +72,10 @@ class _Zeros:
         for path, module in self.model.named_modules():
             if isinstance(module, Weighed) and module.removed_weights is not None:
                 self.mark(path, "weight", module.removed_weights > 0)
-        others = [around.unit(name) for name in around.layers if joined and _can(around, name)]
+        others = []
+        for name in around.layers if joined else ():
+            with suppress(InputError):  # of a layer that could not be pruned nothing is silenced
+                others.append(around.unit(name))
         for unit in units:
             removed = self.mask(unit.layer, "removed_units").view(-1)
             self.rows(unit, removed)
@@ -118,13 +122,6 @@ class _Zeros:
         bias = module._parameters.get("bias")
         self.mark(path, "bias", silent if bias is None or bias.dim() == weight.dim() else silent.flatten())
         return True
-
-
-def _can(around: Surroundings, name: str) -> bool:
-    try:
-        return bool(around.unit(name))
-    except InputError:
-        return False
 
 
 def zeros_for_plain(around: Surroundings) -> dict[str, torch.Tensor]:

@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from gstlib import masking, models
+from gstlib import models
 from gstlib.errors import InputError
-from gstlib.masking import MaskedLayer, check_layer
-from gstlib.proof import prove
 from gstlib.models import BasicBlock
-from gstlib.surroundings import Surroundings
+from gstlib.network import masking
+from gstlib.network.masking import MaskedLayer, check_layer
+from gstlib.network.proof import prove
+from gstlib.network.surroundings import Surroundings
 
 
 def small_net() -> nn.Sequential:

@@ -35,7 +35,7 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm
 # read units by a linear map first, in which 0 says nothing, and go on in ways of their own
 _READERS = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear, F.scaled_dot_product_attention, F.bilinear,
             F.multi_head_attention_forward)
-# buffers that masks are, above 0 where something is removed or disturbed, and what scores keep (`gstlib.masking`)
+# buffers that masks are, above 0 where something is removed or disturbed, and what scores keep (`gstlib.network.masking`)
 MASKS = ("removed_units", "silent_units", "silent_inputs", "removed_weights", "targeted_units", "held_units", "weight_noise",
          "active_units", "active_batches")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

@@ -1,4 +1,4 @@
-"""What the figures cost at each profile: runs, epochs, operations, hours on an H100 and on a CPU of two cores.
+"""What the figures cost at each profile: runs, epochs, operations, hours on a GPU and on a CPU of two cores.
 
 Runs and operations are counted from the experiments' own specifications.  Hours come from what a results folder holds
 (stored runs, and `bench*.json` as `python -m gstlib bench` writes it), and say so; without it they are a target or the
@@ -25,6 +25,7 @@ from gstlib.spec import DataSpec, RunSpec
 from gstlib.store import Store
 
 FIGURES = {"conv4": "figure2", "vgg11": "figure1-vgg11", "resnet18": "figure1-resnet18"}  # whose runs are benchmarked
+GPUS = ("H100", "H200")  # count as one: alike in arithmetic, the latter's memory 1.4 times as fast
 PEAK_OPERATIONS, PEAK_BYTES = 800e12, 3e12  # per second, what an H100 reaches in bf16, and to and from its memory
 TARGETS = {"vgg11": 60.0, "resnet18": 240.0}  # seconds of a run at profile paper, as a share of a lockstep group's time
 CORES = 2  # runs side by side on the CPU that the estimates speak of
@@ -125,7 +126,7 @@ def load(spec: RunSpec) -> tuple[int, float]:
 def durations(store: Store) -> Callable[[RunSpec, str], tuple[float, str]]:
     """A function (specification, "cuda" or "cpu") -> seconds of a run, and what they rest on.
 
-    The seconds are its share of the time of an H100, or of `CORES` cores: the mean of the stored runs of the same
+    The seconds are its share of the time of one of `GPUS`, or of `CORES` cores: the mean of the stored runs of the same
     shape, else the fastest row of its network in a benchmark; on a GPU else the target, else the floor.  They are nan
     where nothing is known, as for narrow networks on a GPU.  A benchmark and a target are scaled by operations; for a
     narrower network that is a lower bound, since small operations take longer than their number says, and so it is for
@@ -134,7 +135,7 @@ def durations(store: Store) -> Callable[[RunSpec, str], tuple[float, str]]:
     stored, paces = defaultdict(list), defaultdict(list)
     for _, spec, about in store.about():
         device = about.get("device_type")
-        if isinstance(about.get("seconds"), float) and (device == "cpu" or "H100" in about["device"]):
+        if isinstance(about.get("seconds"), float) and (device == "cpu" or any(name in about["device"] for name in GPUS)):
             # "all" images of a folder may be any number, which a run's provenance states
             sizes = about.get("images", (spec.data.train_size, spec.data.test_size))
             stored[device, _shape(spec, sizes)].append(about["seconds"] / (CORES if device == "cpu" else 1))
@@ -201,7 +202,7 @@ def markdown(costs: pd.DataFrame) -> str:
              _short(row["operations"] / 1e15), readable(row["floor"]),
              *(f"{readable(row[name])} *{row[f'{name}_basis']}*".removesuffix(" **") for name in ("gpu", "cpu"))]
             for row in costs.to_dict("records")]
-    return tabulate(rows, ["figure", "runs", "shared", "epochs", "PFLOP", "floor", "H100", "CPU"], "pipe",
+    return tabulate(rows, ["figure", "runs", "shared", "epochs", "PFLOP", "floor", "GPU", "CPU"], "pipe",
                     disable_numparse=True, colalign=("left", *["right"] * 7))
 
 

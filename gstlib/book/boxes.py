@@ -60,7 +60,7 @@ def nothing(what: Experiment, profile: str, missing: Iterable[Labelled], command
     facts += [(f"Predicted ({claim.published})", f"{claim.id}: {escape(claim.statement)}") for claim in PREDICTIONS
               if claim.figure == what.name]
     specs = {run.spec.id: run.spec for run in missing}.values()
-    device, name = ("cuda", "an H100") if PROFILES[profile].size.width == 1 else ("cpu", f"{cost.CORES} cores of a CPU")
+    device, name = ("cuda", "an H100 or H200") if PROFILES[profile].size.width == 1 else ("cpu", f"{cost.CORES} cores of a CPU")
     hours, basis = cost.hours(specs, device, cost.durations(store))
     known = f", {cost.readable(hours)} on {name} ({basis}: see <a href=\"cost.html\">what it costs</a>)" if basis else ""
     facts += [("What it takes", f"{len(specs)} runs{known}"), ("The command", f"<code>{escape(command)}</code>")]

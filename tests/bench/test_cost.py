@@ -174,7 +174,7 @@ def test_the_page_states_the_targets_and_peaks_that_are_computed_with():
 def test_the_table_s_cells_say_what_their_hours_rest_on(tmp_path):
     lines = cost.markdown(cost.by_figure(Store(tmp_path), "paper")).splitlines()
     cells = {row[0]: row for row in ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)}
-    assert cells["figure"][1:] == ["runs", "shared", "epochs", "PFLOP", "floor", "H100", "CPU"]
+    assert cells["figure"][1:] == ["runs", "shared", "epochs", "PFLOP", "floor", "GPU", "CPU"]
     assert cells["figure1-vgg11"][1:4] == ["50", "0", "16,250"]
     assert cells["figure1-vgg11"][6:] == ["51\u00a0min *target*", "–"]
     assert f"**{cost.ALL}**" in cells

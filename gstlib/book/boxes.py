@@ -39,14 +39,14 @@ def verdict(claim: Claim, row: Mapping, made_of: Mapping[str, Iterable[str]]) ->
     scales = scales[:1 + bool(claim.needs)]  # what needs no run is measured on full-width networks alone
     facts = [("The paper", escape(claim.published))]
     facts += [(f"Here, {name} ({profile})", _found(claim, row, prefix, said)) for name, profile, prefix, said in scales]
-    differs = [f"{name}: {words}" for name, profile, _, said in scales
+    differs = [f"<em>{name}:</em> {escape(words)}" for name, profile, _, said in scales
                if said != NOT_RUN and (words := _differences(claim, profile, made_of.get(profile, ())))]
     if differs:
-        facts.append(("Why it may differ", "<br>".join(map(escape, differs))))
+        facts.append(("Why it may differ", "<br>".join(differs)))
     deciding = next((said for *_, said in scales if said != NOT_RUN), NOT_RUN)
     facts.append(("What would change it", escape(
         f"More {claim.counted} {_CHANGES[deciding]}: {claim.test}. What is judged: {claim.statistic.rstrip('.')}.")))
-    facts.append(("What it takes", "<br>".join(f"{name}: {_takes(claim, row, prefix, said)}"
+    facts.append(("What it takes", "<br>".join(f"<em>{name}:</em> {_takes(claim, row, prefix, said)}"
                                                 for name, _, prefix, said in scales)))
     return _box(f"Verdict on claim {claim.id}",
                 f'<a href="claims.html"><strong>{claim.id}</strong></a> {escape(claim.statement)}', facts)

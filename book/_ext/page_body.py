@@ -103,7 +103,8 @@ def improve(app, pagename, templatename, context, doctree):
             parts[number] = re.sub(r"<table\b.*?</table>", table, part, flags=re.S)
         elif len(part) > LONG and (script := re.fullmatch(r"<script>(.*)</script>", part, flags=re.S)):
             parts[number] = f'<script src="{context["pathto"]("_static/" + outside(script, app), 1)}"></script>'
-    context["body"] = "".join(parts)
+    # the items of the list of references, whose own role a list does not know
+    context["body"] = "".join(parts).replace('role="doc-biblioentry"', 'role="listitem"')
 
 
 def lighten(app, exception):

@@ -130,10 +130,7 @@ def answers(table: pd.DataFrame) -> str:
 
 
 def claims_html(table: pd.DataFrame) -> str:
-    """What `claims.evaluate` gives as the front page's table, each claim linked to the page of its figure.
-
-    A cell carries its column's name, which the style sheet shows on a telephone, where a row becomes a card.
-    """
+    """What `claims.evaluate` gives as the front page's table, each claim linked to the page of its figure."""
     headings = ("claim", "paper", "here, full width", "seeds", "verdict", "small scale (mini)")
     lines = ['<table class="table claims">', "<thead><tr>", *(f"<th>{name}</th>" for name in headings),
              "</tr></thead>", "<tbody>"]
@@ -144,7 +141,7 @@ def claims_html(table: pd.DataFrame) -> str:
                  NONE if row["verdict"] == NOT_RUN else escape(number(row)),
                  f"{row['n']} ({escape(row['profile'])})" if row["n"] else "0",
                  _badge(row), _badge(row, "small_", "" if small == NONE else f" {escape(small)}"))
-        lines += ["<tr>", *(f'<td data-label="{name}">{cell}</td>' for name, cell in zip(headings, cells)), "</tr>"]
+        lines += ["<tr>", *(f"<td>{cell}</td>" for cell in cells), "</tr>"]
     return "\n".join([*lines, "</tbody>", "</table>"])
 
 

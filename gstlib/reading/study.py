@@ -60,7 +60,7 @@ class Study:
 
     def restrict(self, labels: Iterable[str], seeds: int | Collection[int] | None = None) -> Study:
         """The part of one seed, of some or of all, that a panel shows, so that its caption counts those runs and no others."""
-        labels, seeds = set(labels), [seeds] if isinstance(seeds, int) else seeds
+        labels, seeds = set(labels), None if seeds is None else set(np.atleast_1d(seeds).tolist())
 
         def chosen(of):
             if isinstance(of, list):

@@ -199,7 +199,7 @@ def test_one_changed_row_changes_number_verdict_and_figure_and_nothing_stale_sta
         chapter, claims = (shown(place) for _, place in results)
         files = {place.name: place.read_bytes() for place in output.iterdir()}
         assert "3 runs per configuration" in chapter and "figure1-resnet18 --profile quarter" in chapter
-        assert re.findall(r"^\| (C\d+g?) ", claims, re.M) == [claim.id for claim in CLAIMS]
+        assert re.findall(r"^\| (C\d+g?) ", claims, re.M)[:len(CLAIMS)] == [claim.id for claim in CLAIMS]  # robustness follows
         assert f"python -m gstlib run figure4 --profile quarter --data cifar10 --results {store.path}" in claims
         return stated_correlation(chapter), claim(claims, "C1"), files
 

@@ -303,8 +303,8 @@ def test_the_time_between_events_is_as_stated():
     names, stated = lines[0][1:], {row[0]: row[1:] for row in lines[2:]}
     for column, name in enumerate(names):
         profile = experiments.PROFILES[name]
-        data = experiments.data_spec(profile, profile.data, "0" * 64)
-        (spec,) = [run.spec for run in experiments.figures.figure1_vgg11(profile, data, [0]) if run.label == "L r=40"]
+        known = experiments.data_spec(profile, profile.data, "0" * 64)
+        (spec,) = [run.spec for run in experiments.figures.figure1_vgg11(profile, known, [0]) if run.label == "L r=40"]
         steps = -(-data.sizes(spec.data)[0] // spec.optimiser.batch_size)
         assert int(stated["Epochs"][column]) == spec.pruning.retrain
         assert int(stated["Batches"][column]) == spec.pruning.retrain * steps

@@ -7,7 +7,7 @@ import pytest
 from test_book import HTML, PAGES, WIDTHS, browser, built, pages, site, visit  # noqa: F401 (fixtures)
 from test_moving import MOVING, drag, moving_pages, ready
 
-FIRST = ("index.html", "chapters/figure1.html", "chapters/ebn.html")  # what continuous integration has time for
+pytestmark = pytest.mark.slow  # ten minutes, which continuous integration has not
 HEAVIEST = 1.5e6  # bytes of what a page has of its own
 
 
@@ -20,7 +20,7 @@ def axe() -> str:
 
 @pytest.mark.browser
 @built
-@pytest.mark.parametrize("page", [page if page in FIRST else pytest.param(page, marks=pytest.mark.slow) for page in PAGES])
+@pages
 def test_axe_finds_nothing_serious(visit, axe, page):  # noqa: F811
     tab, found = visit(page, WIDTHS["desktop"]), set()
     tab.evaluate(axe)

@@ -331,6 +331,7 @@ def start_nbval(option, root, notebooks):
                             stderr=subprocess.STDOUT)
 
 
+@pytest.mark.slow
 def test_chapters_run_as_they_stand_on_the_committed_results(tmp_path):
     root = project(tmp_path)
     # what reads no results is executed twice below

@@ -10,7 +10,7 @@ import pandas as pd
 
 from gstlib.claims.rules import FEWEST, NOT_RUN
 from gstlib.claims.statements import CLAIMS
-from gstlib.claims.verdicts import data_by_profile, judge, studies_at
+from gstlib.claims.verdicts import ReadOnce, data_by_profile, judge, studies_at
 from gstlib.reading import measures
 from gstlib.reading.study import Study
 from gstlib.store import Store
@@ -39,25 +39,26 @@ def without_seed(study: Study, seed: int) -> Study:
     return study.restrict(study.labels, [run.spec.seed for run in study.wanted if run.spec.seed != seed])
 
 
-def robustness(store: Store, profile: str) -> pd.DataFrame:
+def robustness(store: Store, profile: str, data: str | None = None, seeds=None) -> pd.DataFrame:
     """Each verdict at `profile` again, by other measures and without each seed in turn.
 
     A row a claim that was run and a way to judge it: id, way ("as decided", "best accuracy", "relative instability",
     "without seed 3"), verdict, estimate, low, high, unit, n.  A seed is left out where the claim has it and enough stay.
+    `data` and `seeds` as in `claims.evaluate`.
     """
-    studies, data = studies_at(store, profile, data_by_profile(store).get(profile, set()))
+    store = ReadOnce(store.path)
+    studies, data = studies_at(store, profile, data_by_profile(store).get(profile, set()), seeds, data)
     ways: dict[str, Callable[[Study], Study]] = {
         DECIDED: lambda study: study, "best accuracy": best_accuracy, "relative instability": relative_instability}
-    seeds = sorted({run.spec.seed for study in studies.values() for run in study.wanted})
-    ways |= {f"{ONE_LESS} {seed}": lambda study, seed=seed: without_seed(study, seed) for seed in seeds}
-    rows, seen = [], {}
+    asked = sorted({run.spec.seed for study in studies.values() for run in study.wanted})
+    ways |= {f"{ONE_LESS} {seed}": lambda study, seed=seed: without_seed(study, seed) for seed in asked}
+    rows, whole = [], {}
     for way, change in ways.items():
         changed = {figure: change(study) if len(study.runs) else study for figure, study in studies.items()}
-        for claim in CLAIMS:
-            row = judge(claim, profile, changed, store, data) if claim.needs else {"verdict": NOT_RUN}
-            if way == DECIDED:
-                seen[claim.id] = row["n"] if claim.needs else 0
-            if row["verdict"] != NOT_RUN and (not way.startswith(ONE_LESS) or row["n"] < seen[claim.id]):
+        for claim in (claim for claim in CLAIMS if claim.needs):  # the others rest on no seed
+            row = judge(claim, profile, changed, store, data)
+            seeds_of_all = whole.setdefault(claim.id, row["n"])  # the first way leaves out none
+            if row["verdict"] != NOT_RUN and (not way.startswith(ONE_LESS) or row["n"] < seeds_of_all):
                 rows.append({"id": claim.id, "way": way} | {
                     name: row[name] for name in ("verdict", "estimate", "low", "high", "unit", "n")})
     return pd.DataFrame(rows, columns=["id", "way", "verdict", "estimate", "low", "high", "unit", "n"])

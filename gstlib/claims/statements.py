@@ -136,8 +136,8 @@ CLAIMS = (
           f"training less before; {e.NEAR_NORMAL} less before; Spearman's rho of the distance after training and "
           "depth", _BOTH, e.normality, {"figureA1": dict.fromkeys(("ks_before", "ks_after", "ks_rho"), ("none",))}),
     Claim("C19", "Computing E[BN] costs next to nothing.", "section 3.1.1", "bench",
-          "time of one scoring pass of all pruned layers over that of one training step, median and range over the "
-          "networks", "below one training step in every network; contradicted when above in every one", e.cheap,
+          "time of one scoring pass of all pruned layers over that of one training step, on the machine where that is "
+          "most, median and range over the networks", "below one training step in every network; contradicted when above in every one", e.cheap,
           counted="networks"),
     # of the final version: C20 and C21 in its abstract's words, C22 to C24 in ours, for what its scripts compare and draw
     Claim("C20", "The less stable the pruning, the flatter the minimum that training ends in.", "final version, abstract and "

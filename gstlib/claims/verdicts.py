@@ -28,7 +28,7 @@ _SHARES = {"accuracy": "final_accuracy", "gap": "gap", "mean_instability": "mean
            "wrong_fitted": "final_train_wrong"}  # shown in points
 
 
-class _Once(Store):
+class ReadOnce(Store):
     """A store that reads and verifies each run once: figures share runs."""
 
     def __init__(self, path):
@@ -107,7 +107,7 @@ def evaluate(store: Store, profile: str | None = None, data: str | None = None, 
         experiments.profile(profile)
     reduced = profile if profile not in (None, *FULL_WIDTH) else SMALL
     full = FULL_WIDTH if profile is None else [profile] if profile in FULL_WIDTH else []
-    store = _Once(store.path)
+    store = ReadOnce(store.path)
     held = data_by_profile(store)
     found = {name: _at(store, name, held.get(name, set()), seeds, data) for name in (*full, reduced)}
     rows = []
@@ -192,13 +192,15 @@ def judge(claim: Claim, profile: str, studies: dict[str, Study], store: Store, d
 
 
 def _costs(store: Store) -> pd.Series:
-    """Scoring passes in per cent of a training step, one a network, from `bench.json` beside the runs."""
-    place = store.path / "bench.json"
-    if not place.exists():
-        return pd.Series(dtype=float)
-    try:
-        passes = [row for row in json.loads(place.read_text())["costs"] if row["cost"].startswith("E[BN]")]
-        return 100 * pd.Series([row["training_steps"] for row in passes], dtype=float)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{place} is no benchmark ({error!r}); "
-                         f"make it with: python -m gstlib bench --output {shlex.quote(str(place))}") from error
+    """Scoring passes in per cent of a training step, one a network, from the benchmarks (`bench*.json`) beside the runs;
+    of a network that several machines measured, that of the machine where it is dearest."""
+    dearest: dict[str, float] = {}
+    for place in sorted(store.path.glob("bench*.json")):
+        try:
+            for row in json.loads(place.read_text())["costs"]:
+                if row["cost"].startswith("E[BN]"):
+                    dearest[row["model"]] = max(100 * float(row["training_steps"]), dearest.get(row["model"], 0.0))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{place} is no benchmark ({error!r}); "
+                             f"make it with: python -m gstlib bench --output {shlex.quote(str(place))}") from error
+    return pd.Series(dearest, dtype=float)

@@ -357,7 +357,7 @@ def test_a_data_set_that_is_not_there_and_an_unknown_profile(filled):
     ((0.2, 0.4), SUPPORTED), ((3.0, 2.0), CONTRADICTED), ((0.2, 2.0), INCONCLUSIVE), ((), NOT_RUN)])
 def test_cost_of_scoring_comes_from_the_benchmark(tmp_path, ratios, expected):
     costs = [{"model": "m", "cost": "training step", "training_steps": 1.0}]
-    costs += [{"model": "m", "cost": "E[BN] of all pruned layers", "training_steps": ratio} for ratio in ratios]
+    costs += [{"model": f"m{k}", "cost": "E[BN] of all pruned layers", "training_steps": ratio} for k, ratio in enumerate(ratios)]
     (tmp_path / "bench.json").write_text(json.dumps({"costs": costs}))
     row = claims.evaluate(Store(tmp_path)).set_index("id").loc["C19"]
     assert row["verdict"] == expected and row["n"] == len(ratios) and row["small_scale"] == NOT_RUN
@@ -365,6 +365,16 @@ def test_cost_of_scoring_comes_from_the_benchmark(tmp_path, ratios, expected):
     if ratios:
         assert (row["low"], row["high"]) == (100 * min(ratios), 100 * max(ratios))
         assert row["unit"] == "% of a training step"
+
+
+def test_a_network_counts_by_the_machine_where_scoring_is_dearest(tmp_path):
+    for name, ratio in (("bench", 0.1), ("bench-gpu", 1.1)):
+        costs = [{"model": "m", "cost": "E[BN] of all pruned layers", "training_steps": ratio},
+                 {"model": name, "cost": "E[BN] of all pruned layers", "training_steps": 0.2}]
+        (tmp_path / f"{name}.json").write_text(json.dumps({"costs": costs}))
+    row = claims.evaluate(Store(tmp_path)).set_index("id").loc["C19"]
+    assert row["verdict"] == INCONCLUSIVE and row["n"] == 3
+    assert (row["low"], row["high"]) == (pytest.approx(20), pytest.approx(110))
 
 
 def test_a_broken_benchmark_is_named(tmp_path):

@@ -65,7 +65,7 @@ class Study:
         def chosen(of):
             if isinstance(of, list):
                 return [run for run in of if run.label in labels and (seeds is None or run.spec.seed in seeds)]
-            return of if of.empty else of[of["label"].isin(labels) & (seeds is None or of["seed"].isin(seeds or ()))]
+            return of if of.empty else of[of["label"].isin(labels) & (seeds is None or of["seed"].isin(seeds))]
 
         names = ("wanted", "missing", "epochs", "events", "histograms", "flatness", "eigenvalues",
                  "directions", "runs", "provenance")

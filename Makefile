@@ -78,8 +78,8 @@ book: $(READY) ## build the book from RESULTS, figures redrawn where they are ou
 	$(BIN)/jupyter-book build book/ --all -W -n --keep-going --quiet
 	test -f book/_build/html/index.html
 
-test: $(READY) ## run the tests
-	$(BIN)/python -m pytest
+test: $(READY) ## run the tests, on two cores
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 audit: $(READY) ## train a random stored run of PROFILE again and compare its rows (RUN=id: that one)
 	set -f; $(BIN)/python -m gstlib audit --profile="$$PROFILE" --results="$$RESULTS" $${DATA:+--data="$$DATA"} $${RUN:+--run="$$RUN"}

@@ -65,7 +65,8 @@ class _SmallMapConvolution(torch.autograd.Function):
 
 
 @functools.cache
-def _has_bf16() -> bool:
+def has_bf16() -> bool:
+    """Whether this processor has instructions for bf16."""
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
@@ -75,7 +76,7 @@ def in_bf16(product: Callable, x: torch.Tensor, weight: torch.Tensor, bias: torc
     The casts' own gradients round those that go back through them.
     """
     if (x.device.type != "cpu" or not torch.is_autocast_enabled("cpu")
-            or torch.get_autocast_dtype("cpu") != torch.bfloat16 or _has_bf16()):
+            or torch.get_autocast_dtype("cpu") != torch.bfloat16 or has_bf16()):
         return product(x, weight, bias)
     with torch.autocast("cpu", enabled=False):
         x, weight, bias = (part if part is None else part.bfloat16().float() for part in (x, weight, bias))

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from gstlib import models
 from gstlib.bench import cost
-from gstlib.convolution import Conv2d
+from gstlib.convolution import Conv2d, has_bf16
 from gstlib.data import SIDE, Images, sizes, whole
 from gstlib.errors import InputError, check_choice
 from gstlib.spec import RunSpec
@@ -175,13 +175,14 @@ def plain_loop(spec: RunSpec, device: torch.device, how: Effort) -> float:
 
 def peaks(device: torch.device, repeats: int = 10) -> dict[str, float]:
     """Rates that the whole device was measured to reach: operations/s of a large matrix product in bf16 (on a CPU in
-    float32 where that is faster), bytes/s of a large copy, reading and writing counted; the best of `repeats`."""
+    float32 where that is faster or the only one it has), bytes/s of a large copy, reading and writing counted; the best
+    of `repeats`."""
     def fastest(act: Callable[[], object]) -> float:
         return min(_timed(device, act) for _ in range(repeats))
 
     cuda = device.type == "cuda"
     n, size = (8192, 2**30) if cuda else (2048, 2**27)
-    types = (torch.bfloat16,) if cuda else (torch.bfloat16, torch.float32)
+    types = [torch.bfloat16] * (cuda or has_bf16()) + [torch.float32] * (not cuda)
     factors = [torch.randn(n, n, device=device).to(dtype) for dtype in types]
     source = torch.randint(0, 256, (size,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)

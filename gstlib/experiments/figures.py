@@ -234,9 +234,9 @@ def precision(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[La
 
 EARLY = (
     Experiment("figure1-vgg11", "Figure 1 top: instability and accuracy, VGG11", figure1_vgg11),
-    Experiment("figure1-resnet18", "Figure 1 bottom: instability and accuracy, ResNet18", figure1_resnet18),
+    Experiment("figure1-resnet18", "Figure 1 bottom: instability and accuracy, ResNet18", figure1_resnet18, one_seed=True),
     Experiment("figure1-resnet18-v4", "Figure 1 bottom, other readings", figure1_resnet18_v4, one_seed=True),
-    Experiment("figure2", "Figure 2: gap by pruned decile, Conv4", figure2),
+    Experiment("figure2", "Figure 2: gap by pruned decile, Conv4", figure2, one_seed=True),
     Experiment("figure3", "Figure 3: structured and unstructured, ResNet18", figure3, one_seed=True),
     Experiment("figure4", "Figure 4: iterative rate, VGG11", figure4, one_seed=True),
     Experiment("figure5", "Figure 5: pruning and noise, VGG11", figure5),

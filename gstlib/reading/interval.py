@@ -5,6 +5,7 @@ Pure functions of arrays: a number a seed in, or a row a seed and a column a con
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -86,7 +87,13 @@ def power(shift: float, n: int, level: float = LEVEL) -> float:
 
 def smallest_effect(sd: float, n: int, level: float = LEVEL) -> float:
     """The smallest true mean that n values with standard deviation `sd` find with 80% power (noncentral t)."""
-    return sd * brentq(lambda shift: power(shift, n, level) - POWER, 1e-6, 100) if n > 1 else math.nan
+    return sd * _smallest_shift(n, level) if n > 1 else math.nan
+
+
+@functools.cache
+def _smallest_shift(n: int, level: float) -> float:
+    """`smallest_effect` in standard deviations."""
+    return brentq(lambda shift: power(shift, n, level) - POWER, 1e-6, 100)
 
 
 def seeds_needed(effect: float, sd: float, level: float = LEVEL) -> float:

@@ -248,8 +248,9 @@ moving_pages = pytest.mark.parametrize("page", MOVING or ["none"])
 @pytest.mark.browser
 @built
 @moving_pages
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
+@pytest.mark.parametrize("theme, width", [
+    pytest.param(theme, width, id=f"{name}-{theme}", marks=[pytest.mark.slow] * ((name == "desktop") != (theme == "light")))
+    for theme in ("light", "dark") for name, width in WIDTHS.items()])
 def test_figures_are_drawn_quietly_and_every_control_changes_its_figure(visit, page, width, theme):  # noqa: F811
     tab = visit(page, width)
     tab.evaluate(f"document.documentElement.dataset.theme = '{theme}'")

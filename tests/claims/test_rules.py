@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from gstlib.claims import rules
 from gstlib.claims.rules import (
     CONTRADICTED,
     INCONCLUSIVE,
@@ -118,7 +119,9 @@ def test_holm_over_all_claims_passes_over_those_without_a_test():
     assert found[[0, 2, 3]] == pytest.approx([0.03, 0.06, 0.06]) and math.isnan(found[1])
 
 
-def test_a_claim_without_truth_is_supported_and_contradicted_in_one_case_of_forty_at_most():
+def test_a_claim_without_truth_is_supported_and_contradicted_in_one_case_of_forty_at_most(monkeypatch):
+    for name in ("smallest_effect", "seeds_needed"):  # the power, which decides no verdict and takes most of the time
+        monkeypatch.setattr(rules, name, lambda *_: 0)
     rng = np.random.default_rng(1)
     verdicts = {"one": [], "every": [], "some": []}
     for _ in range(2000):

@@ -121,7 +121,7 @@ def test_an_image_without_a_batch_works_as_in_torch():
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_autocast_computes_in_bfloat16(bias, monkeypatch):
-    monkeypatch.setattr(convolution, "_has_bf16", lambda: True)
+    monkeypatch.setattr(convolution, "has_bf16", lambda: True)
     ours, theirs = (layer.float() for layer in pair(bias=bias))
     x = torch.randn(3, 5, 2, 2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -140,7 +140,7 @@ def test_autocast_computes_in_bfloat16(bias, monkeypatch):
     (Linear(6, 4), nn.Linear(6, 4), (3, 6))], ids=["large map", "small map", "linear"])
 @pytest.mark.parametrize("has", [True, False])
 def test_bf16_is_rounded_as_torch_rounds_it_also_without_instructions_for_it(ours, theirs, shape, has, monkeypatch):
-    monkeypatch.setattr(convolution, "_has_bf16", lambda: has)
+    monkeypatch.setattr(convolution, "has_bf16", lambda: has)
     theirs.load_state_dict(ours.state_dict())
     x, results = torch.randn(shape), []
     for layer in (ours, theirs):
@@ -157,7 +157,7 @@ def test_bf16_is_rounded_as_torch_rounds_it_also_without_instructions_for_it(our
 
 
 def test_in_another_precision_nothing_is_rounded(monkeypatch):
-    monkeypatch.setattr(convolution, "_has_bf16", lambda: False)
+    monkeypatch.setattr(convolution, "has_bf16", lambda: False)
     layer, x = Linear(6, 4), torch.randn(3, 6)
     plain = nn.functional.linear(x, layer.weight, layer.bias)
     assert torch.equal(layer(x), plain)

@@ -8,7 +8,7 @@ def whole(tmp_path_factory):
 
 
 def test_a_campaign_killed_again_and_again_loses_nothing(tmp_path, whole):
-    seen = faults.killed(tmp_path, whole, kills=6)
+    seen = faults.killed(tmp_path, whole, kills=3)
     assert seen.held, seen
 
 

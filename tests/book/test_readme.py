@@ -69,6 +69,7 @@ def test_the_picture_is_of_the_least_stable_way_at_the_largest_profile(judged, t
     assert "![" not in readme.words(claims.evaluate(Store(tmp_path / "none")), None)
 
 
+@pytest.mark.slow
 def test_a_run_is_animated_epoch_by_epoch(tmp_path):
     shown = readme.one_run(fill(tmp_path / "results", "smoke"))
     place = tmp_path / "moving.gif"

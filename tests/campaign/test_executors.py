@@ -119,6 +119,7 @@ def test_a_signal_keeps_a_checkpoint_and_the_run_goes_on(tmp_path, long, whole, 
     assert_same(store, long, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["local", "processes"])
 def test_a_broken_standard_error_neither_stops_training_nor_a_worker_that_complains(tmp_path, tiny_spec, executor):
     run = tiny_spec()

@@ -82,6 +82,7 @@ def test_stopped_anywhere_ends_with_the_same_rows(tmp_path, digits, company, who
     assert [result.provenance["resumed"] for result in results] == [1] * len(company)
 
 
+@pytest.mark.slow
 def test_stopped_after_every_single_step(tmp_path, digits, company, whole):
     checkpoints, stops = Checkpoints(tmp_path, "cpu"), 0
     while True:

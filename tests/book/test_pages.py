@@ -262,7 +262,9 @@ def test_the_front_page_shows_the_claims_that_their_own_page_shows(visit):  # no
     page = visit("chapters/claims.html", WIDTHS["desktop"])
     rows = page.locator("article table").first.locator("tbody tr")
     there = [row.locator("td").all_inner_texts() for row in rows.all()]
-    assert [(row[0].split()[0], row[4]) for row in front] == [(row[0].strip(), row[5].strip()) for row in there]
+    # a page's own Markdown has typographic apostrophes
+    assert [(row[0].split()[0], row[4].replace("'", "’")) for row in front] == [
+        (row[0].strip(), row[5].strip().replace("'", "’")) for row in there]
     assert len(front) == 25  # C1 to C24, and C1 in general
 
 

@@ -141,6 +141,7 @@ def test_autocast_computes_in_bfloat16(bias, monkeypatch):
 @pytest.mark.parametrize("has", [True, False])
 def test_bf16_is_rounded_as_torch_rounds_it_also_without_instructions_for_it(ours, theirs, shape, has, monkeypatch):
     monkeypatch.setattr(convolution, "has_bf16", lambda: has)
+    ours.reset_parameters()
     theirs.load_state_dict(ours.state_dict())
     x, results = torch.randn(shape), []
     for layer in (ours, theirs):

@@ -62,7 +62,7 @@ def train_captured(monkeypatch, specs, images, device="cpu", **how):
         return train.train_group(specs, images, device)
 
 
-@pytest.mark.parametrize("streams", [True, False])
+@pytest.mark.parametrize("streams", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_recorded_steps_give_the_rows_of_eager_ones(digits, spec, graphs, monkeypatch, streams):
     specs = [spec(pruning=pruning, seed=seed) for seed, pruning in enumerate(COMPANY.values())]
     eager = train.train_group(specs, digits)

@@ -68,8 +68,8 @@ def go(specs, digits, checkpoints, stop=lambda: False):
     return train.train_group(specs, digits, "cpu", lambda _: None, "tiny", checkpoints, stop)
 
 
-# asked after each of 2 steps and after each epoch, 3 epochs: 9 places to stop at, of which each kind and the last
-@pytest.mark.parametrize("calls", [1, 3, 5, 9])
+# asked after each of 2 steps and after each epoch, 3 epochs: 9 places to stop at, of which one of each kind and the last
+@pytest.mark.parametrize("calls", [1, 6, 9])
 def test_stopped_anywhere_ends_with_the_same_rows(tmp_path, digits, company, whole, calls):
     checkpoints = Checkpoints(tmp_path, "cpu")
     with pytest.raises(train.Stopped):

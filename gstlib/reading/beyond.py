@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from fractions import Fraction
 
@@ -182,8 +183,11 @@ def dose_table(rows: pd.DataFrame) -> str:
         found = mixed(rows)
     except (ValueError, np.linalg.LinAlgError) as error:
         return f"*Too few runs for a regression ({error}).*"
-    return text.markdown([[f"{term} ways of pruning", text.number(*each[:3], "points", form="+.2f"), f"{each.p:.2g}", each.n]
-                          for term, each in found.items()], ["slope, for a tenfold instability", "estimate", "p", "n"])
+    # as many parameters as configurations leave nothing to judge a slope by
+    return text.markdown([[f"{term} ways of pruning", *(
+        ("too few to tell", "") if math.isnan(each.p) else
+        (text.number(*each[:3], "points", form="+.2f"), f"{each.p:.2g}")), each.n]
+        for term, each in found.items()], ["slope, for a tenfold instability", "estimate", "p", "n"])
 
 
 def mixed(rows: pd.DataFrame) -> dict[str, Estimate]:

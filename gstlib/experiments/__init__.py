@@ -15,8 +15,7 @@ from gstlib.experiments.profiles import PROFILES, Profile, Size, data_spec, pars
 __all__ = ["CAMPAIGN", "EXPERIMENTS", "PROFILES", "Experiment", "Labelled", "Profile", "Size", "Stage", "data_spec",
            "every", "experiment", "listed", "parse_seeds", "profile", "scaled_schedule"]
 
-# early figures show at every size what several seeds look like; a second one of the rest would take minutes
-EXPERIMENTS = {what.name: what for what in (*EARLY, *(late._replace(one_seed=True) for late in (*FINAL, *BEYOND)))}
+EXPERIMENTS = {what.name: what for what in (*EARLY, *FINAL, *BEYOND)}
 
 
 def experiment(name: str) -> Experiment:

@@ -183,11 +183,13 @@ def dose_table(rows: pd.DataFrame) -> str:
         found = mixed(rows)
     except (ValueError, np.linalg.LinAlgError) as error:
         return f"*Too few runs for a regression ({error}).*"
-    # as many parameters as configurations leave nothing to judge a slope by
-    return text.markdown([[f"{term} ways of pruning", *(
-        ("too few to tell", "") if math.isnan(each.p) else
-        (text.number(*each[:3], "points", form="+.2f"), f"{each.p:.2g}")), each.n]
-        for term, each in found.items()], ["slope, for a tenfold instability", "estimate", "p", "n"])
+    lines = []
+    for term, each in found.items():
+        # as many parameters as configurations leave nothing to judge a slope by
+        shown = ("too few to tell", "") if math.isnan(each.p) else (
+            text.number(*each[:3], "points", form="+.2f"), f"{each.p:.2g}")
+        lines.append([f"{term} ways of pruning", *shown, each.n])
+    return text.markdown(lines, ["slope, for a tenfold instability", "estimate", "p", "n"])
 
 
 def mixed(rows: pd.DataFrame) -> dict[str, Estimate]:

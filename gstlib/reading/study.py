@@ -149,7 +149,7 @@ def study(store: Store, figure: str, profile: str = "smoke", data: str | None = 
     number = what.seeds(size)
     if seeds is None:
         stored = set(store.ids())
-        # of experiments that share runs with early figures, which may have more seeds, a seed counts when it is whole
+        # of experiments that share runs with those of more seeds, a seed counts when it is whole
         enough = all if what.one_seed else any
         while enough(run.spec.id in stored for run in what.runs(size, source, [size.first_seed + number])):
             number += 1

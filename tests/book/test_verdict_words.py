@@ -14,8 +14,8 @@ EXPLAIN = {"how-to-read.md", "glossary.md", "errata.md", "claims.ipynb", "sure.i
 
 
 def own(text: str) -> str:
-    """A text without what is generated from the results: the README's part between its markers."""
-    return re.sub(f"{re.escape(readme.BEGIN)}.*?{re.escape(readme.END)}", "", text, flags=re.S)
+    """A text without what is generated from the results, the README's part between its markers."""
+    return readme.replaced(text, "")
 
 
 @pytest.mark.parametrize("name", sorted(prose()))

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -111,17 +112,14 @@ def killed(folder: Path, whole: Whole, kills: int = 100, seed: int = 0) -> Seen:
             runs, results = campaign(first_seed=100 * finished), folder / f"campaign-{finished}"
             replicas = (1, 4)[finished % 2]
             while True:
-                ready, child = _forked(lambda: go(results, runs, replicas=replicas))
-                os.read(ready, 1)
+                child = Child(lambda: go(results, runs, replicas=replicas))
                 time.sleep(moments.uniform(0, 1.5))
-                over = os.waitpid(child, os.WNOHANG)[0] == child
+                over = child.ended(wait=False) is not None
                 if not over:
-                    os.kill(child, signal.SIGKILL)
-                    os.waitpid(child, 0)
+                    child.kill()
                     midway += any((results / "checkpoints").glob("*"))
                     done += 1
                     bar.update()
-                os.close(ready)
                 if over or done >= kills:
                     break
             go(results, runs, replicas=replicas)
@@ -140,22 +138,48 @@ def killed(folder: Path, whole: Whole, kills: int = 100, seed: int = 0) -> Seen:
                 done, equal == total and clean and done >= kills and resumed > 0)
 
 
-def _forked(act: Callable[[], object]) -> tuple[int, int]:
-    """`act` in a child of its own; a descriptor that becomes readable once it has begun, and the child's number."""
-    ready, theirs = os.pipe()
-    child = os.fork()
-    if child:
-        os.close(theirs)
-        return ready, child
-    try:
-        os.close(ready)
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1), os.dup2(null, 2)
-        os.write(theirs, b".")
-        act()
-        os._exit(0)
-    except BaseException:
-        os._exit(1)
+class Child:
+    """`act` in a forked process of its own, whose progress nobody sees; what it raises is printed."""
+
+    def __init__(self, act: Callable[[], object]):
+        ready, theirs = os.pipe()
+        self.number = os.fork()
+        if self.number:
+            os.close(theirs)
+            os.read(ready, 1)  # until it has begun
+            os.close(ready)
+            return
+        said, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(null, 1), os.dup2(null, 2)
+            os.close(theirs)
+            act()
+            os._exit(0)
+        except BaseException:
+            os.write(said, traceback.format_exc().encode())
+            os._exit(1)
+
+    def ended(self, wait: bool = True) -> int | None:
+        """How it ended: its exit code, a signal's number negated, or None where it works on.
+
+        Raises:
+            RuntimeError: it failed, so that there is nothing to wait for.
+        """
+        number, status = os.waitpid(self.number, 0 if wait else os.WNOHANG)
+        if number and os.waitstatus_to_exitcode(status) == 1:
+            raise RuntimeError("a child failed")
+        return os.waitstatus_to_exitcode(status) if number else None
+
+    def until(self, reached: Callable[[], bool]) -> None:
+        """Waits until `reached`, as long as the child works on it."""
+        while not reached():
+            if self.ended(wait=False) is not None:
+                raise RuntimeError("a child ended before its time")
+            time.sleep(0.002)
+
+    def kill(self) -> None:
+        os.kill(self.number, signal.SIGKILL)
+        self.ended()
 
 
 def _places(length: int, tries: int) -> list[int]:
@@ -265,10 +289,7 @@ def disk_full(folder: Path, whole: Whole) -> Seen:
                 while True:
                     filler.write(bytes(4096))
                     filler.flush()
-        ready, child = _forked(lambda: _limited(folder, runs, limit=not mounted))
-        os.read(ready, 1)
-        refused = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
-        os.close(ready)
+        refused = Child(lambda: _limited(folder, runs, limit=not mounted)).ended() == 2
         store = Store(folder)
         kept = rows(folder, runs[0]) == before and store.ids() == [runs[0].spec.id]
         halves = [p for p in store.folder.iterdir() if p.suffix != ".parquet"
@@ -319,11 +340,10 @@ def two_campaigns(folder: Path, whole: Whole) -> Seen:
     """Two processes with the same work and the same results folder."""
     runs = campaign(number=4)
     folder.mkdir(parents=True)
-    told = [_forked(lambda number=number: (folder / f"told-{number}").write_text(
+    rivals = [Child(lambda number=number: (folder / f"told-{number}").write_text(
         "\n".join(go(folder / "results", runs).trained))) for number in range(2)]
-    for ready, child in told:
-        os.waitpid(child, 0)
-        os.close(ready)
+    for child in rivals:
+        child.ended()
     trained = [run_id for number in range(2) for run_id in (folder / f"told-{number}").read_text().split()]
     same = whole.equal(folder / "results", runs)
     return Seen("two campaigns in one folder at once", "no run trained twice, every table whole",
@@ -337,23 +357,19 @@ def survivor(folder: Path, whole: Whole) -> Seen:
     whole.equal(folder, runs[:1])  # loads what torch loads late
     dead, held = [], [(0, 0)]
     for x in runs[:2]:  # each stops at a place of its own, however fast this machine is now
-        dead.append(_forked(lambda x=x: go(folder / "results", [x], checkpoint_every=0.01)))
-        while kept.position(x.spec.id) in held:
-            time.sleep(0.002)
-        os.kill(dead[-1][1], signal.SIGSTOP)
+        dead.append(Child(lambda x=x: go(folder / "results", [x], checkpoint_every=0.01)))
+        dead[-1].until(lambda x=x: kept.position(x.spec.id) not in held)
+        os.kill(dead[-1].number, signal.SIGSTOP)
         held.append(kept.position(x.spec.id))
     held = held[1:]
     store, told = Store(folder / "results"), folder / "told"
-    ready, alive = _forked(lambda: told.write_text(json.dumps(dataclasses.asdict(go(folder / "results", runs)))))
-    while not all(store.file(x.spec.id).exists() for x in runs[2:]):
-        time.sleep(0.05)
+    alive = Child(lambda: told.write_text(json.dumps(dataclasses.asdict(go(folder / "results", runs)))))
+    alive.until(lambda: all(store.file(x.spec.id).exists() for x in runs[2:]))
     time.sleep(2)  # it finds the others' runs locked, and waits
     waited = not any(store.file(x.spec.id).exists() for x in runs[:2])
-    for _, child in dead:
-        os.kill(child, signal.SIGKILL)
-    for end, child in (*dead, (ready, alive)):
-        os.waitpid(child, 0)
-        os.close(end)
+    for child in dead:
+        child.kill()
+    alive.ended()
     outcome = json.loads(told.read_text())
     same = whole.equal(folder / "results", runs)
     resumed = [store.read(x.spec.id).provenance["resumed"] for x in runs[:2]]
@@ -367,13 +383,9 @@ def survivor(folder: Path, whole: Whole) -> Seen:
 def owner_killed(folder: Path, whole: Whole) -> Seen:
     """The process that holds a run's lease killed in the midst of it."""
     runs = campaign(number=1)
-    ready, child = _forked(lambda: go(folder, runs))
-    kept = Checkpoints(folder / "checkpoints", "cpu")
-    while not kept.file(runs[0].spec.id).exists():
-        time.sleep(0.005)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    os.close(ready)
+    child, kept = Child(lambda: go(folder, runs)), Checkpoints(folder / "checkpoints", "cpu")
+    child.until(kept.file(runs[0].spec.id).exists)
+    child.kill()
     held = len(list((folder / "leases").iterdir()))
     go(folder, runs)
     same, left = whole.equal(folder, runs), len(list((folder / "leases").iterdir()))

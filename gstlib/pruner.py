@@ -185,7 +185,8 @@ class Pruner:
         channels, equal in evaluation within rounding, and what it saves
         (needs the extra `gstlib[compact]`).  Raises `InputError`, with
         nothing changed, where no plain network has these outputs: behind an
-        identity shortcut that goes on into a further sum.
+        identity shortcut that goes on into a further sum, before a norm across
+        channels.
         """
         around = Surroundings(self.model, self._example)
         zeros = proof.zeros_for_plain(around)

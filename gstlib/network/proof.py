@@ -16,20 +16,19 @@ from gstlib.network.surroundings import Surroundings, Unit, aside
 
 @torch.no_grad()
 def prove(around: Surroundings, units: Sequence[Unit]) -> None:
-    """Raise `InputError` unless removed units are silent in a forward pass on invented numbers, in evaluation mode and,
-    where the batch allows it, in training mode; changes nothing."""
+    """Raise `InputError` unless removed units are silent in a forward pass on invented numbers and on the network's own, in
+    evaluation mode and, where the batch allows it, in training mode; changes nothing."""
     model = around.model
-    modes = [(graph, training) for training in (False, True) for graph in around.graphs
-             if graph.training == training or len(around.graphs) == 1]
-    for graph, training in modes if any(unit.points for unit in units) else ():
+    modes = [(graph, training, *trial) for training in (False, True) for graph in around.graphs
+             if graph.training == training or len(around.graphs) == 1 for trial in around.trials]
+    for graph, training, tensors, inputs in modes if any(unit.points for unit in units) else ():
         with aside(model):
             model.train(training)
-            inputs = around.inputs
             try:
-                functional_call(model, around.tensors, inputs)
+                functional_call(model, {name: x.clone() for name, x in tensors.items()}, inputs)
             except Exception:  # a batch too small for training's statistics
                 continue
-        tensors, failed = dict(around.tensors), []
+        tensors, failed = dict(tensors), []
         for unit in units:
             for (path, name), labels in unit.points.items():
                 half = torch.arange(1, int(labels.max()) + 1) % 2 == 1
@@ -52,7 +51,7 @@ def prove(around: Surroundings, units: Sequence[Unit]) -> None:
             for unit in units:
                 for expected in unit.expected[graph.training]:
                     check(unit, *expected)
-            functional_call(model, tensors, inputs)
+            functional_call(model, {name: x.clone() for name, x in tensors.items()}, inputs)
         for unit, path, end in failed[:1]:
             raise InputError(f"layer {unit.layer!r} cannot be pruned by units: "
                              f"they would not be silent in the {end} of {path!r}")
@@ -85,7 +84,8 @@ class _Zeros:
                     for other in others:
                         if key in other.points:
                             theirs, silent = torch.broadcast_tensors(other.points[key], self.mask(*key))
-                            self.rows(other, torch.isin(torch.arange(1, int(theirs.max()) + 1), theirs[silent]))
+                            units_of_it = other.points[other.layer, "removed_units"].flatten()
+                            self.rows(other, torch.isin(units_of_it, theirs[silent]))
             for path, labels in unit.readers.items() if readers and unit.layer in self.unexpressed else ():
                 module = self.model.get_submodule(path)
                 self.mark(path, "weight", along(chosen(labels, removed), module.weight, 1 - unit_axis(module)))
@@ -139,27 +139,44 @@ def zeros_for_plain(around: Surroundings) -> dict[str, torch.Tensor]:
             break
     else:
         names = ", ".join(repr(name) for name in dict.fromkeys(zeros.unexpressed))
-        raise InputError(f"no plain network has the outputs of this one: behind {names} removed channels are silenced in a "
-                         "sum whose shortcut goes on into another; keep the masks (state_dict and copies carry them)")
+        raise InputError(f"no plain network has the outputs of this one: behind {names} removed channels are silenced where "
+                         "no parameter could do it, in a sum whose shortcut goes on into another or before a norm across "
+                         "channels; keep the masks (state_dict and copies carry them)")
     return zeros.entries
 
 
 def _same_outputs(around: Surroundings, zeros: _Zeros) -> bool:
-    model, outputs = around.model, []
+    """Whether the network with these zeros has the outputs of the masked one, in evaluation and in training."""
+    model = around.model
     masks = {name: buffer.cpu() for name, buffer in model.named_buffers()
              if name.split(".")[-1].startswith(("removed_", "silent_"))}
-    plain = {name: tensor.masked_fill(zeros.entries[name], 0) if name in zeros.entries else tensor
-             for name, tensor in around.tensors.items()}
-    for training in (False, True):
-        for tensors, hooks in ((around.tensors | masks, HOOKS.values()), (plain, ())):
-            with aside(model, keep=hooks):
-                model.train(training)
-                try:
-                    outputs.append(functional_call(model, {k: v.clone() for k, v in tensors.items()}, around.inputs))
-                except Exception:  # a batch too small for training's statistics
-                    if not training:
-                        raise
-                    outputs.append(())
-    flat = [tree_leaves(output) for output in outputs]
-    return all(torch.allclose(x, y, rtol=1e-4, atol=1e-6) for one, other in (flat[:2], flat[2:]) for x, y in zip(one, other)
-               if isinstance(x, torch.Tensor))
+    for tensors, inputs in around.trials:
+        plain = {name: tensor.masked_fill(zeros.entries[name], 0) if name in zeros.entries else tensor
+                 for name, tensor in tensors.items()}
+        for training in (False, True):
+            outputs = []
+            for values, hooks in ((tensors | masks, HOOKS.values()), (plain, ())):
+                with aside(model, keep=hooks):
+                    model.train(training)
+                    try:
+                        outputs.append(functional_call(model, {k: v.clone() for k, v in values.items()}, inputs))
+                    except Exception:  # a batch too small for training's statistics
+                        if not training:
+                            raise
+                        outputs.append(())
+            if not close(*outputs, 1e-5):
+                return False
+    return True
+
+
+def close(one, other, tolerance: float) -> bool:
+    """Whether two outputs are equal within this share of the largest number; what is infinite in one is so in both."""
+    def alike(x: torch.Tensor, y: torch.Tensor) -> bool:
+        if not x.is_floating_point():
+            return torch.equal(x, y)
+        sound = x.isfinite()
+        apart = (x - y).abs()[sound]
+        return torch.equal(sound, y.isfinite()) and (not len(apart) or bool(apart.max() <= tolerance * x[sound].abs().max()))
+
+    leaves = [tree_leaves(one), tree_leaves(other)]
+    return len(leaves[0]) == len(leaves[1]) and all(alike(x, y) for x, y in zip(*leaves) if isinstance(x, torch.Tensor))

@@ -43,6 +43,20 @@ _GLOBAL_HOOKS = tuple(name for name in vars(torch_module) if name.startswith("_g
 _SIZES = dict.fromkeys((32, 28, 64, 224, 16, 8, *range(1, 65), 96, 128, 192, 256, 299))
 
 
+_SEEDED = torch.Generator().manual_seed(0).get_state()
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Context in which the CPU's generator draws the same numbers every time; no other generator is touched."""
+    before = torch.get_rng_state()
+    torch.set_rng_state(_SEEDED)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
+
+
 @contextmanager
 def aside(model: nn.Module, keep=()) -> Iterator[None]:
     """Context in which no hooks run but those in `keep` and torch's own (weight_norm), torch's global generator may be
@@ -57,8 +71,7 @@ def aside(model: nn.Module, keep=()) -> Iterator[None]:
     try:
         for name in hooks:
             setattr(torch_module, name, {})
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(0)
+        with seeded(), torch.no_grad():
             yield
     finally:
         for m, attributes, buffers in before:
@@ -137,10 +150,7 @@ class _Graph:
             self.attributes = {node: operator.attrgetter(node.target)(model) for node in self.nodes if node.op == "get_attr"}
         self.training, self.calls = training, tracer.calls
         self.modules = dict(model.named_modules())
-        self.data: set[fx.Node] = set()  # what depends on the network's input
-        for node in self.nodes:
-            if node.op == "placeholder" or self.data & set(node.all_input_nodes):
-                self.data.add(node)
+        self.data: set[fx.Node] = set()  # what depends on the network's input, once values are known
 
     def module(self, node: fx.Node) -> nn.Module | None:
         return self.modules[node.target] if node.op == "call_module" else None
@@ -260,6 +270,18 @@ class Surroundings:
                 return tuple(guess)
         raise InputError(f"cannot tell what {self.name} takes; give example=, a batch (or a tuple of arguments) for it")
 
+    @cached_property
+    def trials(self) -> list[tuple[dict[str, torch.Tensor], tuple]]:
+        """Parameters, buffers (no masks) and inputs, on the CPU, on which to compare the network with another: invented
+        ones, and its own with the example or with normal numbers."""
+        named = dict((*self.model.named_parameters(), *self.model.named_buffers()))
+        own = {name: invented if name.split(".")[-1] in MASKS or not named[name].is_floating_point() or named[name].is_meta
+               else named[name].detach().cpu().float().clone() for name, invented in self.tensors.items()}
+        with aside(self.model):
+            inputs = self.inputs
+            usual = tuple(torch.randn_like(x) if self._example is None and x.is_floating_point() else x for x in inputs)
+        return [(self.tensors, inputs), (own, usual)]
+
     def _guess(self, holder: fx.Node, size: int) -> torch.Tensor:
         graph = self.graphs[0]
         for node in graph.nodes:
@@ -285,6 +307,13 @@ def _invented(tensor: torch.Tensor) -> torch.Tensor:
         meta = tensor.device.type == "meta"
         return torch.zeros(tensor.shape, dtype=tensor.dtype) if meta else tensor.detach().cpu().clone()
     return (torch.rand(tensor.shape) + 0.5) / max(1, tensor[0].numel() if tensor.dim() > 1 and len(tensor) else 1)
+
+
+def _unlike(values: torch.Tensor, where: torch.Tensor, other: float = float("nan")) -> torch.Tensor:
+    """A copy with other values `where` told: `other`, or where its type is no float what that has."""
+    if values.is_floating_point() or values.is_complex():
+        return values.masked_fill(where, other)
+    return torch.where(where, ~values if values.dtype == torch.bool else values + 1, values)
 
 
 def _tensors(tree) -> list[torch.Tensor]:
@@ -348,17 +377,35 @@ class _Walk:
                     values[node] = around.tensors.get(node.target, graph.attributes[node])
                 elif node.op != "output":
                     values[node] = self.run(node, *fx.node.map_arg((node.args, node.kwargs), values.__getitem__))
+                if node.op == "placeholder" or self.told(node, values):
+                    graph.data.add(node)
             graph.values = values
         return graph.values
 
+    def told(self, node: fx.Node, values) -> bool:
+        """Whether `node`'s value changes with the network's input, and is not `ones_like` or the like of it."""
+        sources = self.graph.data & set(node.all_input_nodes)
+        if not sources or node.op == "call_module":
+            return bool(sources)
+
+        def other(s: fx.Node):
+            return fx.node.map_aggregate(values[s], lambda v: _unlike(v, torch.tensor(s in sources)) if isinstance(
+                v, torch.Tensor) else v)
+        try:
+            now = _tensors(self.run(node, *fx.node.map_arg((node.args, node.kwargs), other)))
+        except InputError:  # an index, say
+            return True
+        return any((one != two).any() for one, two in zip(now, _tensors(values[node])))
+
     def run(self, node: fx.Node, args, kwargs, training: bool = False):
         try:
-            if node.op == "call_module":
-                module = self.graph.modules[node.target].train(training)
-                return functional_call(module, self.around.part(node.target), tuple(args), dict(kwargs))
-            if node.op == "call_method":
-                return getattr(args[0], node.target)(*args[1:], **kwargs)
-            return node.target(*args, **kwargs)
+            with seeded():
+                if node.op == "call_module":
+                    module = self.graph.modules[node.target].train(training)
+                    return functional_call(module, self.around.part(node.target), tuple(args), dict(kwargs))
+                if node.op == "call_method":
+                    return getattr(args[0], node.target)(*args[1:], **kwargs)
+                return node.target(*args, **kwargs)
         except Exception as error:
             raise InputError(f"cannot follow layer {self.unit.layer!r} through {self.named(node)} ({plain(error)}); "
                              "give example=, a batch that the network takes") from error
@@ -439,24 +486,27 @@ class _Walk:
 
     def probe_others(self):
         """Which entries of the output depend on what belongs to no unit."""
-        y = self.evaluate(lambda v, l, _: v.masked_fill(l == 0, float("nan")),
-                          beside=lambda v: torch.full_like(v, float("nan")))
+        y = self.evaluate(lambda v, l, _: _unlike(v, l == 0), beside=lambda v: torch.full_like(v, float("nan")))
         return y, [t.isnan() for t in _tensors(y)]
 
     def probe(self, others, touched):
-        """Labels of the output, by the binary digits of the units that NaN comes from."""
+        """Labels of the output, by the binary digits of the units whose NaN, or else whose 0, changes it."""
         before = [label for s in self.fresh if s in self.labels for label in _tensors(self.labels[s])]
         digits = max(int(label.max()) for label in before).bit_length()
-        labels = [torch.zeros(y.shape, dtype=torch.int64) for y in _tensors(others)]
-        single = [torch.ones(y.shape, dtype=torch.bool) for y in _tensors(others)]
-        reached = [torch.zeros(y.shape, dtype=torch.bool) for y in _tensors(others)]
-        for digit in range(digits):
-            on, off = ([y.isnan() for y in _tensors(self.evaluate(lambda v, l, _, d=digit, b=bit: v.masked_fill(
-                (l > 0) & ((l >> d & 1) == b), float("nan"))))] for bit in (1, 0))
-            for i in range(len(labels)):
-                labels[i] |= on[i].long() << digit
-                single[i] &= on[i] != off[i]
-                reached[i] |= on[i] | off[i]
+        base = _tensors(self.evaluate(lambda v, l, _: v.clone()))
+        for other in (float("nan"), 0.0):  # a comparison takes no notice of NaN
+            labels = [torch.zeros(y.shape, dtype=torch.int64) for y in base]
+            single = [torch.ones(y.shape, dtype=torch.bool) for y in base]
+            reached = [torch.zeros(y.shape, dtype=torch.bool) for y in base]
+            for digit in range(digits):
+                on, off = ([y != x for x, y in zip(base, _tensors(self.evaluate(lambda v, l, _, d=digit, b=bit: _unlike(
+                    v, (l > 0) & ((l >> d & 1) == b), other))))] for bit in (1, 0))
+                for i in range(len(labels)):
+                    labels[i] |= on[i].long() << digit
+                    single[i] &= on[i] != off[i]
+                    reached[i] |= on[i] | off[i]
+            if any(r.any() for r in reached):
+                break
         blurred = [r & ~s for r, s in zip(reached, single)]
         if any(b.any() for b in blurred):
             self.check_affine(blurred)

@@ -90,6 +90,23 @@ def test_norms_over_channels_and_grouped_convolutions_keep_their_zeros():
     torch.testing.assert_close(made.model(x), before)
 
 
+def test_a_cut_that_only_the_networks_own_numbers_tell_is_left():
+    class Loud(nn.Module):
+        def forward(self, x):  # 0 becomes 0.7, which is nothing beside invented numbers, and half of what there is here
+            return nn.functional.normalize(nn.functional.softplus(99 * x), dim=1)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), Loud(), nn.Conv2d(8, 8, 1), nn.Flatten(), nn.Linear(512, 2)).eval()
+    with torch.no_grad():
+        model[0].weight *= 1e-3
+        model[0].bias *= 1e-3
+    pruner, x = struck(model, "0"), torch.randn(2, 3, 8, 8)
+    before = model(x)
+    made = pruner.finish(compact=True)
+    assert made.left == 4
+    torch.testing.assert_close(made.model(x), before)
+
+
 def test_one_channel_stays_where_all_are_removed():
     model = shaken(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 1), nn.Flatten(), nn.Linear(384, 2)))
     pruner, x = struck(model, "0", fraction=1.0), torch.randn(2, 3, 8, 8)

@@ -174,6 +174,13 @@ def test_no_norm_or_activation_gives_a_removed_filter_a_value_back(tail, trainin
     lambda s, x: s.conv(x) + 1, lambda s, x: s.conv(x) - s.bn.bias.view(8, 1, 1),
     lambda s, x: torch.cat([s.conv(x)[:, 4:], s.conv(x)[:, :4]], 1).roll(4, 1),
     lambda s, x: torch.softmax(s.conv(x).flatten(2), 2).view(x.shape),
+    # what reads NaN as if nothing were there: comparisons, rounding to few steps, a step
+    lambda s, x: (s.conv(x) <= 0).float(), lambda s, x: s.conv(x).masked_fill(s.conv(x) <= 0, 0.5),
+    lambda s, x: torch.fake_quantize_per_tensor_affine(s.bn(s.conv(x)), 0.1, 3, 0, 255),
+    lambda s, x: torch.heaviside(s.conv(x), torch.tensor(0.5)), lambda s, x: torch.nan_to_num(s.bn(s.conv(x)), 1.0) + 1,
+    # constants in a tensor's shape are no other layer's doing, nor is noise
+    lambda s, x: torch.lerp(s.conv(x), torch.ones_like(s.conv(x)), 0.3), lambda s, x: 1.0 * torch.ones_like(x) - s.conv(x),
+    lambda s, x: torch.logaddexp(s.conv(x), x.new_zeros(x.shape)), lambda s, x: s.conv(x) + torch.randn_like(x),
 ])
 def test_functions_are_judged_as_modules_are(way):
     model = shaken(among(way))
@@ -419,6 +426,37 @@ def test_a_layer_of_one_filter_is_read_by_the_next_layer():
     torch.testing.assert_close(pruner.finish()(x), before)
 
 
+@pytest.mark.parametrize("way, possible", [
+    # invented numbers would be infinite here, and in the second never where the norm hears the difference
+    (lambda s, x: torch.exp(99 * s.conv(x)), True),
+    (lambda s, x: F.normalize(F.threshold(s.bn(s.conv(x)), 0.1, 0.3), dim=1), False),
+])
+def test_a_plain_network_is_compared_on_the_networks_own_numbers(way, possible):
+    model = shaken(among(way, bn=nn.BatchNorm2d(8, affine=False))).eval()
+    pruner, x = Pruner(model, HALF, ["2.conv"], score="l2"), torch.randn(4, 3, 8, 8)
+    with torch.no_grad():
+        model[2].conv.weight *= 1e-2
+        model[2].bn.running_mean.copy_(torch.tensor([-1.0, 1.0]).repeat(4))
+    pruner.epoch(0, lambda: 0.0)
+    before = model(x)
+    if possible:
+        torch.testing.assert_close(pruner.finish()(x), before)
+    else:
+        with pytest.raises(InputError, match="no plain network"):
+            pruner.finish()
+        assert torch.equal(model(x), before)
+
+
+def test_a_layer_of_which_a_part_joins_the_sum_loses_that_part():
+    model = shaken(among(lambda s, x: F.relu(s.bn(s.conv(x)) + s.wide(x)[:, :8]), wide=nn.Conv2d(8, 16, 1))).eval()
+    pruner, x = Pruner(model, HALF, ["2.conv"], score="l2"), torch.randn(4, 3, 8, 8)
+    pruner.epoch(0, lambda: 0.0)
+    gone, before = ~pruner.layers[0].present, model(x)
+    torch.testing.assert_close(pruner.finish()(x), before)
+    rows = model[2].wide.weight.flatten(1).eq(0).all(1)
+    assert torch.equal(rows[:8], gone) and not rows[8:].any()
+
+
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
 def test_no_infinity_in_the_shortcut_reaches_a_removed_channel_or_its_gradient(value):
     model = among(SUMS["+"]).eval()
@@ -443,6 +481,15 @@ def test_the_same_channels_are_silent_in_averages_with_and_without_buffers():
             averaged.update_parameters(model)
         seen = outputs(averaged.module.eval(), torch.randn(4, 3, 8, 8))
         assert torch.equal(zero_channels(seen["2"]), ~pruner.layers[0].present)
+
+
+def test_judging_a_network_draws_from_no_generator_and_queues_no_seed():
+    model, seeds = among(SUMS["dropout"]), []
+    drawn = torch.get_rng_state()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "manual_seed", seeds.append)  # seeds every device's generator, whose owner would notice
+        Pruner(model, HALF, ["2.conv"], score="l2").finish()
+    assert torch.equal(torch.get_rng_state(), drawn) and not seeds
 
 
 def test_groups_made_by_module_treat_norms_alike_before_and_after():

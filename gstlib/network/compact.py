@@ -63,21 +63,22 @@ class Compaction:
         """The network `plain`, which is left as it is, without the channels that can be cut."""
         with aside(plain):
             plain.eval()
-            whole = copy.deepcopy(plain).cpu()
-        trials = [(copy.deepcopy(whole), inputs) for _, inputs in self.around.trials]
-        with torch.no_grad():
-            for (network, _), (tensors, _) in zip(trials, self.around.trials):
+            bare = copy.deepcopy(plain).cpu()  # without the owner's hooks
+        trials = []
+        for tensors, inputs in self.around.trials:
+            network = copy.deepcopy(bare)
+            with torch.no_grad():
                 for name, x in (*network.named_parameters(), *network.named_buffers()):
                     x.copy_(tensors[name].masked_fill(x == 0, 0) if isinstance(x, nn.Parameter) else tensors[name])
-            expected = [network(*inputs) for network, inputs in trials]
+                trials.append((network, inputs, network(*inputs)))
 
         def same(layers: list[str]) -> bool:
             try:
-                for (network, inputs), output in zip(trials, expected):
+                for network, inputs, expected in trials:
                     tried = copy.deepcopy(network)
                     self._cut(tried, layers)
                     with torch.no_grad():
-                        if not close(output, tried(*inputs), 1e-4):
+                        if not close(expected, tried(*inputs), 1e-4):
                             return False
                 return True
             except Exception:  # what torch-pruning cannot cut may end in any error
@@ -88,7 +89,7 @@ class Compaction:
             layers = []
             for layer in self.removed:
                 layers += [layer] if same([*layers, layer]) else []
-        small = whole
+        small = copy.deepcopy(plain).cpu().eval()
         before, gone = self._counted(small), self._cut(small, layers) if layers else {}
         after, total = self._counted(small), sum(int(units.sum()) for units in self.removed.values())
         cut = sum(int(self.removed[path][idxs].sum()) for path, idxs in gone.items() if path in self.removed)

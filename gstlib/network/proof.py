@@ -84,8 +84,8 @@ class _Zeros:
                     for other in others:
                         if key in other.points:
                             theirs, silent = torch.broadcast_tensors(other.points[key], self.mask(*key))
-                            units_of_it = other.points[other.layer, "removed_units"].flatten()
-                            self.rows(other, torch.isin(units_of_it, theirs[silent]))
+                            every = other.points[other.layer, "removed_units"].flatten()
+                            self.rows(other, torch.isin(every, theirs[silent]))
             for path, labels in unit.readers.items() if readers and unit.layer in self.unexpressed else ():
                 module = self.model.get_submodule(path)
                 self.mark(path, "weight", along(chosen(labels, removed), module.weight, 1 - unit_axis(module)))

@@ -41,8 +41,6 @@ MASKS = ("removed_units", "silent_units", "silent_inputs", "removed_weights", "t
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = tuple(name for name in vars(torch_module) if name.startswith("_global_") and name.endswith("_hooks"))
 _SIZES = dict.fromkeys((32, 28, 64, 224, 16, 8, *range(1, 65), 96, 128, 192, 256, 299))
-
-
 _SEEDED = torch.Generator().manual_seed(0).get_state()
 
 

@@ -11,13 +11,14 @@ from scipy import stats
 from tabulate import tabulate
 
 from gstlib.errors import InputError, plain
+from gstlib.experiments import Labelled
 from gstlib.reading import interval
 from gstlib.reading.interval import Estimate, t_interval
 from gstlib.reading.measures import DECILES, KEYS, SD_OFF, stability_and_accuracy
 from gstlib.reading.study import Study, once
 
 NONE = "–"
-_MANY = 6  # configurations; of more only the extremes are told
+_MANY = 6  # configurations; of more not each is told
 TRAINED = (100, 99.9)  # per cent of the training images that a small network must know, unpruned and pruned
 RATIO = "log10 ratio"  # the unit of what is computed in logarithms and shown as a ratio
 
@@ -261,13 +262,23 @@ def caption(study: Study, confidence: float = 0.95) -> str:
             f"Finished: {_prose(' to '.join(dict.fromkeys((days.min(), days.max()))))}. "
             f"Code: commit {_listed(about['commit'].map(short_commit))}.")
     if study.missing:
-        seeds: dict[str, list[str]] = {}
-        for run in study.missing:
-            seeds.setdefault(run.label, []).append(str(run.spec.seed))
-        which = "; ".join(f"{label}: seed {', '.join(each)}" for label, each in seeds.items())
-        text += (f" **Missing: {len(study.missing)} of {len(study.wanted)} runs ({which}).** "
+        text += (f" **Missing: {len(study.missing)} of {len(study.wanted)} runs ({_which(study.missing)}).** "
                  f"Make them with `{study.command}`.")
     return text
+
+
+def _which(missing: Iterable[Labelled]) -> str:
+    """Which seeds of which configurations; of many that lack the same seeds the first, and how many more there are."""
+    seeds: dict[str, list[str]] = {}
+    for run in missing:
+        seeds.setdefault(run.label, []).append(str(run.spec.seed))
+    alike: dict[str, list[str]] = {}
+    for label, each in seeds.items():
+        alike.setdefault(", ".join(each), []).append(label)
+    short = len(seeds) > _MANY
+    words = [(f"{labels[0]} and {len(labels) - 1} more", each) if short and len(labels) > 1 else (label, each)
+             for each, labels in alike.items() for label in (labels[:1] if short else labels)]
+    return "; ".join(f"{names}: seed {each}" for names, each in words)
 
 
 def _listed(values: pd.Series) -> str:

@@ -238,6 +238,11 @@ def test_what_is_missing_is_left_out_and_named(tmp_path):
     assert "Missing: 2 of 26 runs (R r=40: seed 0; S r=60 l2: seed 0)" in text.caption(made)
 
 
+def test_of_many_configurations_that_lack_the_same_seeds_the_first_is_named_and_the_others_counted(tmp_path):
+    made = study_of(stock(tmp_path / "results", "figure4", seeds=1, but=("R r=40",)), "figure4", "smoke", seeds=2)
+    assert "Missing: 27 of 52 runs (R r=40: seed 0, 1; none and 24 more: seed 1)." in text.caption(made)
+
+
 @pytest.mark.parametrize("figure", ["figure1-vgg11", "figure5", "figure3"])
 def test_methods_of_a_figure_have_colours_of_their_own(figure):
     runs = experiments.experiment(figure).runs(experiments.profile("paper"), DATA, [0])

@@ -46,6 +46,7 @@ CAMPAIGN = {
     ),
     "cuda": (
         Stage("figure1-vgg11", "quarter", 5),
+        *(Stage(figure, "mini", 1) for figure in _NEW),  # hours of a CPU that a GPU spares it
         Stage("precision", "quarter", 3),
         Stage("figure5", "quarter", 5),
         Stage("figure4", "quarter", 3),

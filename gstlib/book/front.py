@@ -101,7 +101,7 @@ def figure1(table: pd.DataFrame, store: Store, profile: str, data: str | None, s
     row = table.set_index("id").loc[_QUESTION]
     name = row["profile"] if row["verdict"] != NOT_RUN else verdicts.SMALL if row["small_scale"] != NOT_RUN else profile
     try:
-        found = study(store, "figure1-vgg11", name, data, seeds)
+        found = study(store, "figure1-vgg11", name, data, seeds).comparable()
     except InputError:  # no run at that profile
         return None
     return None if found.runs.empty else found

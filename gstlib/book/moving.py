@@ -279,18 +279,27 @@ def doses(studies: Iterable[Study]) -> pd.DataFrame:
     found: dict[str, dict] = {}
     for study in studies:
         for label in figures.drawn(study, study.labels):
-            spec, runs = study.spec(label), study.runs[study.runs["label"] == label]
-            if spec.pruning is None:
-                continue
-            if spec.id not in found:
-                fall, accuracy = map(_shown, (t_interval(runs["log_instability"]), t_interval(100 * runs["final_accuracy"])))
-                found[spec.id] = {
-                    "way": figures.legend_name(study, label), "network": spec.model.name, "target": spec.pruning.target[0],
-                    "rate": round(100 * spec.pruning.schedule.iterative_rate, 2), "seeds": fall.n, "figures": [],
-                    **{f"instability{end}": float(100 * 10**value) for end, value in zip(("", "_low", "_high"), fall)},
-                    **{f"accuracy{end}": value for end, value in zip(("", "_low", "_high"), accuracy)}}
-            found[spec.id]["figures"].append(study.experiment.title.partition(":")[0])
-    return pd.DataFrame(found.values())
+            if (spec := study.spec(label)).pruning is not None:
+                shown = found.setdefault(spec.id, {
+                    "way": figures.legend_name(study, label), "spec": spec, "figures": [],
+                    "runs": study.runs[study.runs["label"] == label]})
+                shown["figures"].append(study.experiment.title.partition(":")[0])
+    seeds: dict[str, list[set]] = {}
+    for shown in found.values():
+        seeds.setdefault(shown["spec"].model.name, []).append(set(shown["runs"]["seed"]))
+    rows = []
+    for shown in found.values():
+        spec, runs = shown["spec"], shown["runs"]
+        # means over the same seeds, so that none is over luckier ones
+        if common := set.intersection(*seeds[spec.model.name]):
+            runs = runs[runs["seed"].isin(common)]
+        fall, accuracy = map(_shown, (t_interval(runs["log_instability"]), t_interval(100 * runs["final_accuracy"])))
+        rows.append({
+            "way": shown["way"], "network": spec.model.name, "target": spec.pruning.target[0],
+            "rate": round(100 * spec.pruning.schedule.iterative_rate, 2), "seeds": fall.n, "figures": shown["figures"],
+            **{f"instability{end}": float(100 * 10**value) for end, value in zip(("", "_low", "_high"), fall)},
+            **{f"accuracy{end}": value for end, value in zip(("", "_low", "_high"), accuracy)}})
+    return pd.DataFrame(rows)
 
 
 def dose(rows: pd.DataFrame) -> alt.LayerChart:

@@ -88,6 +88,8 @@ def prepare(names: Sequence[str], *, profile: str, data: str | None, seeds, devi
 class Chapter:
     """A chapter's studies, one for each experiment in `names`, and the ways in which it shows them.
 
+    `whole` is all that is stored, which judges; `studies`, which are shown, are of seeds that all configurations have.
+
     `name` is the notebook's file name without its ending; the other arguments are the notebook's parameters, see
     `prepare`.  Raises what that raises, and `InputError` when `results` holds no run at all at the profile.
     """
@@ -100,7 +102,8 @@ class Chapter:
         if not any(about["profile"] == profile for _, _, about in self.store.about()):
             made_by = command(names, profile, data or experiments.profile(profile).data, self.store.path, seeds)
             raise InputError(f"{self.store.path.absolute()} holds no run at profile {profile!r}; make them with: {made_by}")
-        self.studies = [read_study(self.store, figure, profile, data, seeds) for figure in names]
+        self.whole = [read_study(self.store, figure, profile, data, seeds) for figure in names]
+        self.studies = [study.comparable() for study in self.whole]
         self._told: set[str] = set()  # experiments whose box of nothing is shown
         self._panels = 0  # how many are shown
 
@@ -123,7 +126,7 @@ class Chapter:
                 found[name] = read_study(self.store, what.name, name, self.data, self.seeds)
                 seeds = found[name].runs.groupby("label")["seed"].nunique()
                 if seeds.reindex(found[name].labels, fill_value=0).min() >= FEWEST:
-                    return found[name]
+                    return found[name].comparable()
         if wide := next((name for name in above if PROFILES[name].size.width == 1), None):
             size, there = PROFILES[wide], found.get(wide)
             lacks = f"profile {wide} has no {FEWEST} seeds of every configuration yet."
@@ -144,7 +147,7 @@ class Chapter:
                 (self.output / f"{name}{ending}").unlink(missing_ok=True)
             if study and (what := study.experiment).name not in self._told:
                 self._told.add(what.name)
-                whole = next((each for each in self.studies if each.experiment == what), study)  # which the command makes
+                whole = next((each for each in self.whole if each.experiment == what), study)  # which the command makes
                 held = ", ".join(study.runs["label"].unique())
                 lacks = (f"no run is stored at profile {self.profile} of what this panel shows"
                          + f" except of {held}" * bool(held) + "; other panels without runs are left out.")

@@ -14,7 +14,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from scipy import stats
 
 from gstlib.reading import measures
@@ -40,6 +40,7 @@ _ONE_SHOT = "#661100"
 _BY_SCORE = ("S r=4", "S r=4 l2")  # whose instabilities Figure A2 compares
 FEWEST = 3  # with fewer runs these are drawn themselves, and no band
 _PER_CENT = FuncFormatter(lambda value, _: f"{100 * value:.4g}%")  # 10% and 91.5%, no needless decimals
+_SLIGHT, _STABLE = 0.002, (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1, 1.005, 1.01)  # falls; ticks of stability
 _POINTS = FuncFormatter(lambda value, _: f"{100 * value:.4g}".replace("-", "−"))  # of differences of shares
 
 
@@ -243,20 +244,27 @@ def accuracy_by_instability(study: Study) -> Figure:
 def accuracy_by_stability(study: Study, by: str = "target") -> Figure:
     """Figures 3 and 4 of the final version: final accuracy against stability, a mark a configuration (means, intervals).
 
-    One colour for each value of the column `by`, "target" or "model"; marks carry r as printed.
+    One colour for each value of the column `by`, "target" or "model", joined in the order of r, whose first and last as
+    printed are written at the ends.  The scale is that of the falls, logarithmic but for the smallest, for most events
+    leave nearly all.
     """
-    ax = axes("stability (mean share of t_pre that an event leaves)", "final test accuracy")
-    ax.xaxis.set_major_formatter(_PER_CENT)
+    ax = axes("stability (mean share of $t_{pre}$ that an event leaves)", "final test accuracy")
+    ax.set_xscale("function", functions=(lambda stable: np.arcsinh((stable - 1) / _SLIGHT), lambda x: 1 + _SLIGHT * np.sinh(x)))
+    ax.xaxis.set(major_locator=FixedLocator(_STABLE), major_formatter=_PER_CENT)
     names = {"target": {"S": "prune S", "R": "prune R", "L": "prune L"},
              "model": {"resnet18": "ResNet18", "resnet20": "ResNet20", "resnet56": "ResNet56"}}[by]
     for (value, name), colour in zip(names.items(), (_BLUE, _GREEN, _VERMILION)):
         runs = measures.stability(study.runs[study.runs[by] == value]) if len(study.runs) else study.runs
-        for number, label in enumerate(drawn(study, runs["label"].unique())):
+        period = {label: study.printed[label].pruning.retrain for label in drawn(study, runs["label"].unique())}
+        at = {}
+        for label in sorted(period, key=period.get):
             part = runs[runs["label"] == label]
-            at = _diamond(ax, part["stability"], part["final_accuracy"], colour, markersize=6, linewidth=1,
-                          label=None if number else name)
-            ax.annotate(str(study.printed[label].pruning.retrain), at, (4, -11 if number % 2 else 5), fontsize=9,
-                        textcoords="offset points", path_effects=[withStroke(linewidth=3, foreground="white")], zorder=5)
+            at[label] = _diamond(ax, part["stability"], part["final_accuracy"], colour, markersize=6, linewidth=1, zorder=3,
+                                 label=None if at else name)
+        ax.plot(*zip(*at.values()), color=colour, linewidth=1, alpha=0.5)
+        for label in dict.fromkeys([*at][:1] + [*at][-1:]):
+            ax.annotate(f"{period[label]}", at[label], (5, 5), fontsize=9, textcoords="offset points",
+                        path_effects=[withStroke(linewidth=3, foreground="white")], zorder=5)
     plain = study.runs.loc[study.runs["target"] == "none", "final_accuracy"]
     if len(plain):
         _unpruned(ax, plain)
@@ -438,7 +446,7 @@ def by_rate(study: Study, column: str) -> Figure:
         ax.xaxis.set_minor_locator(NullLocator())
     else:
         ax.set_xlim(0, None)
-    ax.set_xticks(ticks, [f"{100 * rate:.0f}%" for rate in ticks])
+    ax.set_xticks(ticks, [f"{100 * rate:.0f}%" for rate in ticks], fontsize=9 if len(ticks) > 5 else None)
     return with_legend(ax, 3)
 
 

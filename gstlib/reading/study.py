@@ -71,6 +71,14 @@ class Study:
                  "directions", "runs", "provenance")
         return dataclasses.replace(self, **{name: chosen(getattr(self, name)) for name in names})
 
+    def comparable(self) -> Study:
+        """The runs of those seeds that every configuration with runs has, so that no mean is over luckier seeds than
+        another; all of them where there is no such seed.  What was asked for and what is missing stay as they are."""
+        seeds = [set(part) for _, part in self.runs.groupby("label")["seed"]] if len(self.runs) else []
+        if common := set.intersection(*seeds) if seeds else set():
+            return dataclasses.replace(self.restrict(self.labels, sorted(common)), wanted=self.wanted, missing=self.missing)
+        return self
+
 
 def command(figures: str | Iterable[str], profile: str, data: str | None = None,
             results: str | Path | None = None, seeds=None) -> str:

@@ -261,6 +261,8 @@ def caption(study: Study, confidence: float = 0.95) -> str:
             f"Device: {_listed(about['device'])}. "
             f"Finished: {_prose(' to '.join(dict.fromkeys((days.min(), days.max()))))}. "
             f"Code: commit {_listed(about['commit'].map(short_commit))}.")
+    if left_out := len(study.wanted) - len(study.missing) - len(study.runs):
+        text += f" Left out: {left_out} runs of seeds that not every configuration has yet."
     if study.missing:
         text += (f" **Missing: {len(study.missing)} of {len(study.wanted)} runs ({_which(study.missing)}).** "
                  f"Make them with `{study.command}`.")

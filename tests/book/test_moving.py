@@ -68,6 +68,18 @@ def test_a_way_of_pruning_is_a_mean_over_seeds_with_its_interval_and_stands_once
     assert moving.dose(rows).to_dict()["datasets"]["ways"][0]["way"] == rows["way"][0]
 
 
+def test_ways_of_one_network_are_means_over_the_same_seeds(tmp_path):
+    store = stock(tmp_path / "results", "figure1-vgg11", "figure4")
+    made = study(store, "figure4")
+    for run in made.wanted:
+        if run.label == "R r=40" and run.spec.seed:
+            store.file(run.spec.id).unlink()
+    rows = moving.doses([study(Store(store.path), "figure1-vgg11"), study(Store(store.path), "figure4")])
+    assert set(rows["seeds"]) == {1}
+    kept = made.runs[(made.runs["label"] == "L r=40") & (made.runs["seed"] == 0)]["final_accuracy"].iloc[0]
+    assert (rows["accuracy"] - 100 * kept).abs().min() < 1e-9
+
+
 def test_words_of_a_chart_stay_words_and_the_picture_has_them():
     page = moving.html(moving.schedule().properties(description=HOSTILE + '"'), "name").data
     assert "<img" not in page and page.count("</script>") == 1

@@ -229,6 +229,19 @@ def test_one_run(study):
     assert line.get_ydata().min() == pytest.approx(run.events["t_post"].min())
 
 
+def test_stability_is_joined_in_the_order_of_the_periods_with_the_first_and_last_named(tmp_path):
+    made = study_of(stock(tmp_path / "results", "final-figure3"), "final-figure3", "smoke")
+    ax = figures.accuracy_by_stability(made).axes[0]
+    joined = [line for line in ax.get_lines() if line.get_alpha() == 0.5]
+    assert [len(line.get_xdata()) for line in joined] == [
+        len({made.spec(label).id for label in made.labels if label.startswith(target)}) for target in "SRL"]
+    falls = made.runs[made.runs["target"] == "L"].groupby("label")["mean_relative_instability"].mean()
+    assert list(joined[2].get_xdata()[[0, -1]]) == pytest.approx([1 - falls["L r=4"], 1 - falls["L r=300"]])
+    assert [text.get_text() for text in ax.texts] == ["4", "300"] * 3
+    scale = ax.xaxis.get_transform()
+    assert scale.inverted().transform(scale.transform([0.5, 0.999, 1, 1.003])) == pytest.approx([0.5, 0.999, 1, 1.003])
+
+
 def test_what_is_missing_is_left_out_and_named(tmp_path):
     store = stock(tmp_path / "results", "figure4", seeds=1, but=("R r=40", "S r=60 l2"))
     made = study_of(store, "figure4", "smoke", seeds=1)

@@ -62,6 +62,31 @@ def test_missing_runs_are_named(store):
     assert f"Make them with `{found.command}`." in text.caption(found)
 
 
+def test_what_is_compared_is_of_seeds_that_all_have(store):
+    gone = {run.spec.id for run in study(store, "figure1-vgg11").wanted if run.label == "S r=40" and run.spec.seed > 0}
+    for run_id in gone:
+        store.file(run_id).unlink()
+    whole = study(Store(store.path), "figure1-vgg11")
+    shown = whole.comparable()
+    assert len(whole.runs) == 13 and len(shown.runs) == 5 and set(shown.runs["seed"]) == set(shown.epochs["seed"]) == {0}
+    assert shown.missing == whole.missing and shown.wanted == whole.wanted
+    words = text.caption(shown)
+    assert "1 run per configuration" in words and "Left out: 8 runs of seeds that not every configuration has yet" in words
+    assert "Missing: 2 of 15 runs (S r=40: seed 1, 2)" in words and "Left out" not in text.caption(whole)
+    other = whole.restrict(["none"], 1).runs["run"].iloc[0]
+    store.file(next(run.spec.id for run in whole.wanted if run.label == "S r=40" and run.spec.seed == 0)).unlink()
+    assert other in set(study(Store(store.path), "figure1-vgg11").comparable().runs["run"]), "what has no run hides none"
+
+
+def test_without_a_seed_that_all_have_everything_is_shown(store):
+    whole = study(store, "figure1-vgg11")
+    for run in whole.wanted:
+        if (run.spec.seed == 0) == (run.label == "none"):
+            store.file(run.spec.id).unlink()
+    left = study(Store(store.path), "figure1-vgg11")
+    assert len(left.comparable().runs) == len(left.runs) == 6
+
+
 def test_a_damaged_run_counts_as_missing_with_a_message(store, capsys):
     spec = experiments.figures.figure1_vgg11(SMOKE, DATA, [0])[0].spec
     store.file(spec.id).write_bytes(store.file(spec.id).read_bytes()[:-50])

@@ -58,6 +58,11 @@ def number(value: float, low: float, high: float, unit: str, confidence: float =
     return NONE if np.isnan(value) else f"{Estimate(value, low, high, 0, 0):{form}} {unit}".strip() + other
 
 
+def seeds(n: int) -> str:
+    """A number of seeds in words."""
+    return f"{n} seed{'s' * (n != 1)}"
+
+
 def markdown(rows: Iterable[Iterable], headers: Iterable[str]) -> str:
     """Rows of texts as a Markdown table."""
     return tabulate([[*row] for row in rows], [*headers], tablefmt="github", disable_numparse=True)
@@ -177,7 +182,7 @@ def correlation_sentence(study: Study) -> str:
         return f"Only {n} pruned runs are stored, too few for a slope."
     points = number(*found[:3], "points", form="+.2f")
     return (f"Among these ways of pruning, a tenfold mean instability goes with {points} of final accuracy "
-            f"({found.n} seeds). Pooled over {n} pruned runs, which are not independent points, "
+            f"({seeds(found.n)}). Pooled over {n} pruned runs, which are not independent points, "
             f"Pearson's $r = {r:.2f}$, $p = {p:.2g}$.")
 
 
@@ -187,7 +192,7 @@ def trend(runs: pd.DataFrame, x: str, y: str, unit: str) -> str:
     if not found.n:
         return "too few runs for a trend."
     rho = stats.spearmanr(runs[x], runs[y], nan_policy="omit").statistic
-    return f"{number(*found[:3], 'points', form='+.2f')} {unit}, Spearman's $\\rho = {rho:.2f}$ ({found.n} seeds)."
+    return f"{number(*found[:3], 'points', form='+.2f')} {unit}, Spearman's $\\rho = {rho:.2f}$ ({seeds(found.n)})."
 
 
 def decile_trend(rows: pd.DataFrame) -> str:
@@ -271,13 +276,13 @@ def caption(study: Study, confidence: float = 0.95) -> str:
 
 def _which(missing: Iterable[Labelled]) -> str:
     """Which seeds of which configurations; of many that lack the same seeds the first, and how many more there are."""
-    seeds: dict[str, list[str]] = {}
+    lacks: dict[str, list[str]] = {}
     for run in missing:
-        seeds.setdefault(run.label, []).append(str(run.spec.seed))
+        lacks.setdefault(run.label, []).append(str(run.spec.seed))
     alike: dict[str, list[str]] = {}
-    for label, each in seeds.items():
+    for label, each in lacks.items():
         alike.setdefault(", ".join(each), []).append(label)
-    short = len(seeds) > _MANY
+    short = len(lacks) > _MANY
     words = [(f"{labels[0]} and {len(labels) - 1} more", each) if short and len(labels) > 1 else (label, each)
              for each, labels in alike.items() for label in (labels[:1] if short else labels)]
     return "; ".join(f"{names}: seed {each}" for names, each in words)

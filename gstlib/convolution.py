@@ -10,7 +10,8 @@ in it as in float32; there bf16 values are multiplied and summed in float32 and
 the results rounded, which is what the instructions do.
 
 Its pooling of contiguous maps goes pixel by pixel; two maxima, of whole rows
-and then of columns, give the same values ten times as fast.
+and then of columns, give the same values ten times as fast (of channels-last
+maps 1.2 to 1.5 times).
 """
 
 from __future__ import annotations
@@ -113,12 +114,12 @@ class Conv2d(nn.Conv2d):
 
 
 class MaxPool2d(nn.MaxPool2d):
-    """`torch.nn.MaxPool2d`, as two maxima where a CPU pools contiguous maps by windows of 2x2 and needs no gradient."""
+    """`torch.nn.MaxPool2d`, as two maxima where a CPU pools by windows of 2x2 and needs no gradient."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (n, c, h, w) -> (n, c, h', w'), as `torch.nn.MaxPool2d`."""
         plain = (self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode) == (2, 2, 0, 1, False)
-        if (plain and x.dim() == 4 and x.device.type == "cpu" and not torch.is_grad_enabled() and x.is_contiguous()
+        if (plain and x.dim() == 4 and x.device.type == "cpu" and not torch.is_grad_enabled()
                 and x.shape[2] % 2 == x.shape[3] % 2 == 0 and not self.return_indices):
             rows = torch.maximum(x[:, :, ::2], x[:, :, 1::2])
             return torch.maximum(rows[..., ::2], rows[..., 1::2])

@@ -212,7 +212,7 @@ def instability_by_epoch(study: Study) -> Figure:
     below.axhline(0, color=_BLACK, linestyle=":", linewidth=1.4)
     below.set(xlim=above.get_xlim(), ylabel="difference (points)")
     found = t_interval(less.groupby("seed")["less"].mean())
-    below.set_title("prune S at the smallest rate, l2 less E[BN]" + (
+    below.set_title("S at the smallest rate, l2 less E[BN]" + (
         f": {number(*(100 * each for each in found[:3]), 'points')}" * (found.n >= FEWEST)), fontsize="small")
     for ax in (above, below):  # a scale brings its own
         ax.yaxis.set_major_formatter(_POINTS)
@@ -277,7 +277,8 @@ def gains(rows: pd.DataFrame, names: dict[str, str]) -> Figure:
     `rows` as `measures.gains` gives them; `names` says in words, top first, what the labels that are shown mean.
     """
     ax = axes(shares=False)
-    ax.set(xlabel="gain over no pruning (points)", yticks=range(len(names)), ylim=(len(names) - 0.5, -0.5))
+    ax.set(yticks=range(len(names)), ylim=(len(names) - 0.5, -0.5))
+    ax.set_xlabel("gain over no pruning (points)", loc="right")  # beneath long names, not beyond the picture
     ax.set_yticklabels(names.values())
     ax.axvline(0, color=_BLACK, linestyle=":", linewidth=1.4)
     for place, label in enumerate(names):

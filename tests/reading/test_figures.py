@@ -1,6 +1,6 @@
 import functools
 
-import matplotlib
+import matplotlib.backends.backend_agg
 import numpy as np
 import pandas as pd
 import pytest
@@ -240,6 +240,23 @@ def test_stability_is_joined_in_the_order_of_the_periods_with_the_first_and_last
     assert [text.get_text() for text in ax.texts] == ["4", "300"] * 3
     scale = ax.xaxis.get_transform()
     assert scale.inverted().transform(scale.transform([0.5, 0.999, 1, 1.003])) == pytest.approx([0.5, 0.999, 1, 1.003])
+
+
+@pytest.mark.parametrize(("name", "draw"), [
+    ("figure1-vgg11", figures.accuracy_by_epoch), ("figure1-vgg11", figures.accuracy_by_instability),
+    ("figure1-vgg11", lambda made: figures.single_run(made, "L r=40", 1)), ("figureA2", figures.instability_by_epoch),
+    ("figure3", lambda made: figures.accuracy_by_epoch(made, made.labels)),
+    ("figure4", lambda made: figures.by_rate(made, "final_accuracy")),
+    ("figure5", lambda made: figures.gains(measures.gains(made.runs), {
+        label: f"a long name of {label} (480 here)" for label in made.labels if label != "none"})),
+    ("figureA1", lambda made: figures.activation_histograms(measures.last_layers(made.histograms))),
+    ("figureA1", lambda made: figures.distance_by_layer(measures.normality(made.histograms))),
+])
+def test_no_word_goes_beyond_the_picture(study, name, draw):
+    figure = draw(study(name))
+    matplotlib.backends.backend_agg.FigureCanvasAgg(figure).draw()
+    box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert min(box.x0, box.y0, width - box.x1, height - box.y1) > -0.01
 
 
 def test_what_is_missing_is_left_out_and_named(tmp_path):

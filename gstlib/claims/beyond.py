@@ -205,6 +205,7 @@ def answers(studies: Sequence[Study], store: Store, data: str | None = None, abo
     `about`: the figure of the predictions; empty: those of `studies`.
     """
     by_name = {study.experiment.name: study for study in studies}
+    data = data or studies[0].wanted[0].spec.data.name
     rows = [{"id": claim.id, "statement": claim.statement, "day": claim.published, "statistic": claim.statistic,
              "test": claim.test, **judge(claim, studies[0].profile.name, by_name, store, data)}
             for claim in PREDICTIONS if claim.figure in ([about] if about else by_name)]

@@ -80,13 +80,13 @@ def by_seed(study: Study, needs) -> pd.DataFrame:
 
 def lacking(table: pd.DataFrame) -> str:
     """Which seeds lack which configurations, in words; empty where every seed is complete."""
-    words = []
+    seeds: dict[tuple[str, ...], list[str]] = {}
     for seed, row in table.iterrows():
-        labels = list(dict.fromkeys(row.index[row.isna()].get_level_values(1)))
-        if labels:
-            more = f" and {len(labels) - 2} more" * (len(labels) > 2)
-            words.append(f"seed {seed} lacks {', '.join(labels[:2])}{more}")
-    return ", ".join(words[:3]) + f" and {len(words) - 3} seeds more" * (len(words) > 3)
+        if labels := tuple(dict.fromkeys(row.index[row.isna()].get_level_values(1))):
+            seeds.setdefault(labels, []).append(str(seed))
+    words = [f"seed{'s' * (len(each) > 1)} {', '.join(each)} lack{'s' * (len(each) == 1)} {', '.join(labels[:2])}"
+             + f" and {len(labels) - 2} more" * (len(labels) > 2) for labels, each in seeds.items()]
+    return ", ".join(words[:3]) + f" and {len(words) - 3} more" * (len(words) > 3)
 
 
 def evaluate(store: Store, profile: str | None = None, data: str | None = None, seeds=None) -> pd.DataFrame:

@@ -1,10 +1,12 @@
 """Each prediction on made-up seeds whose verdict is known by construction."""
 
 import pytest
+from made_up import DATA, stock
 from test_claims import by, table
 
 from gstlib import experiments
 from gstlib.claims import CONTRADICTED, INCONCLUSIVE, SUPPORTED, beyond
+from gstlib.reading.study import study
 
 BY_ID = {claim.id: claim for claim in beyond.PREDICTIONS}
 
@@ -66,3 +68,10 @@ def test_a_prediction_names_configurations_that_its_experiment_runs(prediction, 
     for figure, needs in prediction.needs.items():
         runs = {run.label for run in experiments.experiment(figure).runs(size, data, [0])}
         assert {label for labels in needs.values() for label in labels} <= runs
+
+
+def test_what_lacks_is_said_once_with_a_command_that_names_the_images(tmp_path):
+    store = stock(tmp_path / "results", "beyond-labels", seeds=1)
+    why = beyond.answers([study(store, "beyond-labels", seeds=3)], store).set_index("id").loc["N3", "why"]
+    assert why.startswith("3 complete seeds are needed, there are 1: seeds 1, 2 lack none, 20% wrong, L r=40, 20% wrong; ")
+    assert f"--data {DATA.name}" in why

@@ -98,7 +98,7 @@ def measure(case: Case, device: torch.device, how: Effort, meet: Callable[[], ob
     n = min(how.steps(spec) * spec.optimiser.batch_size, sizes(spec.data)[0])
     if cuda:
         torch.cuda.empty_cache()
-    with train.one_thread(device):
+    with train.tuned(device):
         images = synthetic(n, how.test_images).to(device)
         runs = [train.Run(replace(spec, seed=seed), images, device) for seed in range(case.replicas)]
         engine = Engine([run.replica for run in runs], **case.switches)

@@ -19,7 +19,7 @@ from IPython.display import HTML
 
 from gstlib.reading import figures, text
 from gstlib.reading.interval import Estimate, t_interval
-from gstlib.reading.study import Study
+from gstlib.reading.study import Study, same_seeds
 
 _WIDTH, _GAP, _MARGIN = 700, 20, 74  # of the still picture, between two panels side by side, of an axis: as in moving.js
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -271,35 +271,32 @@ def _shown(found: Estimate) -> Estimate:
 
 
 def doses(studies: Iterable[Study]) -> pd.DataFrame:
-    """A row a way of pruning of the studies: its means over seeds with 95% intervals, and the figures that show it.
+    """A row a way of pruning of the studies: its means with 95% intervals over the seeds that all ways of
+    its network have, and the figures that show it.
 
     instability (points, the mean of logarithms raised again) and accuracy (per cent), each with low and high (see
     `_shown`), rate (per cent), target ("D" for every decile), score, network, seeds, figures (a list).
     """
     found: dict[str, dict] = {}
+    frames = []
     for study in studies:
         for label in figures.drawn(study, study.labels):
-            if (spec := study.spec(label)).pruning is not None:
-                shown = found.setdefault(spec.id, {
-                    "way": figures.legend_name(study, label), "spec": spec, "figures": [],
-                    "runs": study.runs[study.runs["label"] == label]})
-                shown["figures"].append(study.experiment.title.partition(":")[0])
-    seeds: dict[str, list[set]] = {}
-    for shown in found.values():
-        seeds.setdefault(shown["spec"].model.name, []).append(set(shown["runs"]["seed"]))
-    rows = []
-    for shown in found.values():
-        spec, runs = shown["spec"], shown["runs"]
-        # means over the same seeds, so that none is over luckier ones
-        if common := set.intersection(*seeds[spec.model.name]):
-            runs = runs[runs["seed"].isin(common)]
-        fall, accuracy = map(_shown, (t_interval(runs["log_instability"]), t_interval(100 * runs["final_accuracy"])))
-        rows.append({
-            "way": shown["way"], "network": spec.model.name, "target": spec.pruning.target[0],
-            "rate": round(100 * spec.pruning.schedule.iterative_rate, 2), "seeds": fall.n, "figures": shown["figures"],
-            **{f"instability{end}": float(100 * 10**value) for end, value in zip(("", "_low", "_high"), fall)},
-            **{f"accuracy{end}": value for end, value in zip(("", "_low", "_high"), accuracy)}})
-    return pd.DataFrame(rows)
+            if (spec := study.spec(label)).pruning is None:
+                continue
+            if spec.id not in found:
+                frames.append(study.runs[study.runs["label"] == label].assign(way=spec.id))
+                found[spec.id] = {
+                    "way": figures.legend_name(study, label), "network": spec.model.name, "target": spec.pruning.target[0],
+                    "rate": round(100 * spec.pruning.schedule.iterative_rate, 2), "figures": []}
+            found[spec.id]["figures"].append(study.experiment.title.partition(":")[0])
+    for _, part in pd.concat(frames).groupby("model") if frames else ():
+        for way, runs in same_seeds(part, "way").groupby("way"):
+            fall, accuracy = map(_shown, (t_interval(runs["log_instability"]), t_interval(100 * runs["final_accuracy"])))
+            found[way] |= {
+                "seeds": fall.n, **{f"instability{end}": float(100 * 10**value)
+                                    for end, value in zip(("", "_low", "_high"), fall)},
+                **{f"accuracy{end}": value for end, value in zip(("", "_low", "_high"), accuracy)}}
+    return pd.DataFrame(found.values())
 
 
 def dose(rows: pd.DataFrame) -> alt.LayerChart:

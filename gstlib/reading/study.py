@@ -72,12 +72,18 @@ class Study:
         return dataclasses.replace(self, **{name: chosen(getattr(self, name)) for name in names})
 
     def comparable(self) -> Study:
-        """The runs of those seeds that every configuration with runs has, so that no mean is over luckier seeds than
-        another; all of them where there is no such seed.  What was asked for and what is missing stay as they are."""
-        seeds = [set(part) for _, part in self.runs.groupby("label")["seed"]] if len(self.runs) else []
-        if common := set.intersection(*seeds) if seeds else set():
-            return dataclasses.replace(self.restrict(self.labels, sorted(common)), wanted=self.wanted, missing=self.missing)
-        return self
+        """The part whose means are over the same seeds: see `same_seeds`; what was asked for and is missing stays."""
+        if self.runs.empty:
+            return self
+        part = self.restrict(self.labels, same_seeds(self.runs, "label")["seed"])
+        return dataclasses.replace(part, wanted=self.wanted, missing=self.missing)
+
+
+def same_seeds(runs: pd.DataFrame, by: str) -> pd.DataFrame:
+    """The runs of those seeds that every group has, so that no mean is over luckier seeds than another; all of them where
+    there is no such seed."""
+    common = set.intersection(*(set(seeds) for _, seeds in runs.groupby(by)["seed"]))
+    return runs[runs["seed"].isin(common)] if common else runs
 
 
 def command(figures: str | Iterable[str], profile: str, data: str | None = None,

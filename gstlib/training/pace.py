@@ -48,7 +48,7 @@ def _pace(spec: RunSpec, device: torch.device, replicas: int) -> tuple[float, fl
         return time.perf_counter() - began
 
     try:
-        with train.one_thread(device):
+        with train.tuned(device):
             engine = Engine([train.Run(spec, images, device).replica for _ in range(replicas)], fuse=False)
             return timed(engine.train_epoch, 0) / steps / replicas, timed(engine.test, 0) / tests
     except RuntimeError as error:

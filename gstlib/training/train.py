@@ -118,16 +118,16 @@ def train_group(specs: Sequence[RunSpec], images: Images, device: str | torch.de
             raise InputError(f"runs {specs[0].id} and {spec.id} differ in data, model, precision, optimiser, batch size "
                              "or number of epochs and cannot be trained in lockstep")
     device = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0", as tensors there name it
-    with one_thread(device):
+    with tuned(device):
         return _Group(specs, images, device, progress, profile, checkpoints, stop).train()
 
 
 @contextmanager
-def one_thread(device: torch.device) -> Iterator[None]:
-    """On a CPU one thread, so that a CPU's rows do not depend on its number of cores (sums are split among threads),
-    no denormal numbers, which the moments of masked weights decay into and which cost hundreds of cycles each, and
-    memory that is kept from batch to batch: given back to the system each time, a batch's activations return page by
-    page, which is a quarter of the time of a test pass (VGG11)."""
+def tuned(device: torch.device) -> Iterator[None]:
+    """Settings of this process for training on a CPU: one thread, so that rows do not depend on the number of cores (sums
+    are split among threads); no denormal numbers, which the moments of masked weights decay into and which cost hundreds
+    of cycles each; memory kept from batch to batch, since activations that are given back to the system return page by
+    page, a quarter of the time of a test pass (VGG11)."""
     threads = torch.get_num_threads()
     if device.type == "cpu":
         torch.set_num_threads(1)

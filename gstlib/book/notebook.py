@@ -118,18 +118,20 @@ class Chapter:
 
     def larger(self, study: Study) -> Study | None:
         """The same experiment at the largest profile above the chapter's that has at least three seeds of every
-        configuration; where there is none, None, and a box says what the next full-width one would take."""
+        configuration, else at the one with most; where none has one, None, and a box says what the next full-width
+        one would take."""
         what, above = study.experiment, [*PROFILES][[*PROFILES].index(self.profile) + 1:]
-        found = {}
+        found, enough = {}, {}
         for name in reversed(above):
             with suppress(InputError):  # no run at that profile
                 found[name] = read_study(self.store, what.name, name, self.data, self.seeds)
                 seeds = found[name].runs.groupby("label")["seed"].nunique()
-                if seeds.reindex(found[name].labels, fill_value=0).min() >= FEWEST:
-                    return found[name].comparable()
+                enough[name] = min(FEWEST, seeds.reindex(found[name].labels, fill_value=0).min())
+        if any(enough.values()):
+            return found[max(enough, key=enough.get)].comparable()
         if wide := next((name for name in above if PROFILES[name].size.width == 1), None):
             size, there = PROFILES[wide], found.get(wide)
-            lacks = f"profile {wide} has no {FEWEST} seeds of every configuration yet."
+            lacks = f"profile {wide} has no seed of every configuration yet."
             runs = there.missing if there else what.runs(size, DataSpec(size.data, "any"), range(what.seeds(size)))
             made_by = command(what.name, wide, self.data or size.data, self.store.path, self.seeds)
             display(HTML(boxes.nothing(what, wide, runs, there.command if there else made_by, self.store, lacks)))

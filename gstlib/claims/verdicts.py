@@ -114,8 +114,9 @@ def evaluate(store: Store, profile: str | None = None, data: str | None = None, 
     for claim in CLAIMS:
         small = found[reduced][claim.id]
         judged = next((name for name in full if found[name][claim.id]["verdict"] != NOT_RUN), None)
-        # without any verdict: where most runs are, else the cheapest to make
-        name = judged or max(reversed(full), key=lambda name: found[name][claim.id]["n"], default=reduced)
+        # without any verdict: where most runs are, else the cheapest to make; runs that are of both are the paper's
+        name = judged or max(reversed(full), key=lambda name: (n := found[name][claim.id]["n"], n and -full.index(name)),
+                             default=reduced)
         row = found[name][claim.id]
         if not full:
             why = [row["why"]] * bool(row["why"]) + [f"{reduced} is no full-width profile"]

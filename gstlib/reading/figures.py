@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import Bbox
 from scipy import stats
 
 from gstlib.reading import measures
@@ -389,12 +390,8 @@ def gap_by_magnitude(rows: pd.DataFrame, structure: str) -> Figure:
     part = rows[rows["structure"] == structure].dropna(subset=["gap", "magnitude"])
     for target, runs in part.groupby("target", sort=False):
         ax.scatter(runs["magnitude"], runs["gap"], s=16, color=_TARGETS[target], alpha=0.45, linewidths=0)
-        at = _diamond(ax, runs["magnitude"], runs["gap"], _TARGETS[target], markersize=7, linewidth=1.4)
-        up = measures.DECILES.index(target) % 2 == 0  # neighbours on opposite sides, where they are close
-        ax.annotate(target, at, (6, 9 if up else -9), textcoords="offset points", fontsize=11,
-                    va="center", path_effects=[withStroke(linewidth=3, foreground="white")], zorder=5)
-    ax.margins(x=0.08)
-    return ax.figure
+        _diamond(ax, runs["magnitude"], runs["gap"], _TARGETS[target], markersize=7, linewidth=1.4, label=target)
+    return with_legend(ax, 4)
 
 
 def _gap_axes(x: str, rows: pd.DataFrame) -> Axes:
@@ -509,6 +506,8 @@ def score_against_activation(table: pd.DataFrame, score: str, name: str) -> Figu
 def save(figure: Figure, folder: Path, name: str, rows: pd.DataFrame) -> None:
     """Write `name`.png, .svg and .csv (the rows behind it) into `folder`; the same input gives the same SVG."""
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.png", metadata={"Software": None})
-    figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
+    figure.draw_without_rendering()  # which lays it out
+    whole = Bbox.union([figure.bbox_inches, figure.get_tightbbox()])  # a picture grows where a word would be cut off
+    figure.savefig(folder / f"{name}.png", metadata={"Software": None}, bbox_inches=whole)
+    figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None}, bbox_inches=whole)
     rows.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")

@@ -135,9 +135,9 @@ def test_the_last_quarter_is_enlarged_about_what_the_epochs_end_at(study):
 
 def test_gap_by_magnitude_takes_the_last_event_by_epoch_35(deciles):
     ax = figures.gap_by_magnitude(deciles, "weight").axes[0]
-    drawn = {text.get_text(): text.xy for text in ax.texts}
+    named = {name: bars[0].get_xydata()[0] for bars, name in zip(*ax.get_legend_handles_labels())}
     # epoch 35 is 9 at a quarter of the length, and there is an event at 9
-    assert drawn["D3"] == (309.0, pytest.approx(0.6 + 0.03 - 0.9, abs=0.02)) and len(drawn) == 11
+    assert tuple(named["D3"]) == (309.0, pytest.approx(0.6 + 0.03 - 0.9, abs=0.02)) and len(named) == 11
 
 
 def test_magnitude_deciles_against_the_fifth_and_the_exponential(study):
@@ -257,6 +257,14 @@ def test_no_word_goes_beyond_the_picture(study, name, draw):
     matplotlib.backends.backend_agg.FigureCanvasAgg(figure).draw()
     box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
     assert min(box.x0, box.y0, width - box.x1, height - box.y1) > -0.01
+
+
+def test_a_picture_grows_by_what_would_be_cut_off_and_by_nothing_else(tmp_path):
+    for name, label in (("short", "a short name"), ("long", 3 * "a name too long for its axis, ")):
+        figures.save(figures.axes(y=label).figure, tmp_path, name, pd.DataFrame())
+    short, long = (matplotlib.image.imread(tmp_path / f"{name}.png") for name in ("short", "long"))
+    assert short.shape[:2] == (840, 1040) and long.shape[0] > 1000 and long.shape[1] == 1040
+    assert (long[[0, -1], :, :3] == 1).all(), "ink at the edge"
 
 
 def test_what_is_missing_is_left_out_and_named(tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,11 +18,9 @@ from torch import Tensor, func, nn
 
 from gstlib.errors import InputError
 
-Parameters = dict[str, Tensor]
-
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[Parameters]:
+def _evaluating(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """The network in evaluation mode and copies of its parameters; afterwards every module is in its mode again."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -32,7 +31,7 @@ def _evaluating(model: nn.Module) -> Iterator[Parameters]:
             module.training = training
 
 
-def _losses(model: nn.Module, parameters: Parameters, x: Tensor, y: Tensor) -> Tensor:
+def _losses(model: nn.Module, parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
     return nn.functional.cross_entropy(func.functional_call(model, parameters, (x,)), y, reduction="none")
 
 
@@ -40,43 +39,40 @@ def _flat(tensors: Iterable[Tensor]) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 
-def _shaped(vector: np.ndarray, like: Parameters) -> Parameters:
+def _shaped(vector: np.ndarray, like: dict[str, Tensor]) -> dict[str, Tensor]:
     parts = torch.as_tensor(vector).to(next(iter(like.values()))).split([p.numel() for p in like.values()])
     return {name: part.view_as(p) for (name, p), part in zip(like.items(), parts)}
 
 
 def gradients(model: nn.Module, x: Tensor, y: Tensor, chunk: int = 8) -> tuple[Tensor, Tensor]:
-    """Squared norm of each image's own loss gradient (n,), and the mean gradient (parameters,).
-
-    The mean of the former is the trace of the gradient covariance (uncentred), less the squared norm of the latter the
-    centred one.  `chunk` gradients lie in memory at a time.
+    """Squared norm of each image's own loss gradient (n,), and the mean gradient (parameters,), with `chunk` gradients in
+    memory at a time.  The mean of the former is the trace of the gradient covariance (uncentred), less the squared norm
+    of the latter the centred one.
     """
     with _evaluating(model) as parameters:
         one = func.grad(lambda p, image, label: _losses(model, p, image[None], label[None])[0])
         norms, total = [], 0
-        for images, labels in zip(x.split(chunk), y.split(chunk)):
-            each = func.vmap(one, (None, 0, 0))(parameters, images, labels)
-            norms.append(sum(g.flatten(1).square().sum(1) for g in each.values()))
-            total = total + _flat(g.sum(0) for g in each.values())
+        for part in zip(x.split(chunk), y.split(chunk)):
+            each = func.vmap(one, (None, 0, 0))(parameters, *part).values()
+            norms.append(sum(g.flatten(1).square().sum(1) for g in each))
+            total = total + _flat(g.sum(0) for g in each)
         return torch.cat(norms), total / len(y)
 
 
 def hessian(model: nn.Module, x: Tensor, y: Tensor) -> LinearOperator:
-    """The Hessian of the mean loss as an operator on NumPy vectors (parameters,); no matrix is formed.
-
-    The gradient is computed once and its graph kept, so that a product is a single backward pass through that.
+    """The Hessian of the mean loss as an operator on NumPy vectors (parameters,); no matrix is formed: the gradient's
+    graph is kept, so that a product is a single backward pass through that.
     """
     with _evaluating(model) as parameters, torch.enable_grad():
         leaves = [p.requires_grad_() for p in parameters.values()]
         loss = _losses(model, parameters, x, y).mean()
         gradient = _flat(torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True))
-    precision = torch.empty(0, dtype=gradient.dtype).numpy().dtype
 
     def product(vector: np.ndarray) -> np.ndarray:
-        v = torch.from_numpy(np.array(vector.ravel(), precision)).to(gradient.device)
+        v = torch.tensor(vector.ravel()).to(gradient)
         return _flat(torch.autograd.grad(gradient, leaves, v, retain_graph=True, materialize_grads=True)).cpu().numpy()
 
-    return LinearOperator((len(gradient),) * 2, product, dtype=precision)
+    return LinearOperator((len(gradient),) * 2, product, dtype=gradient.detach().cpu().numpy().dtype)
 
 
 def leading(operator: LinearOperator, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -98,26 +94,20 @@ def curvatures(model: nn.Module, x: Tensor, y: Tensor, vectors: np.ndarray) -> T
     Over the images of the eigenvectors their mean is the sum of the eigenvalues, and their standard error that of the
     sum over the choice of images, since to first order an eigenvalue moves as the second derivative along its vector.
     """
-    def first(p: Parameters, v: Parameters) -> Tensor:
-        return func.jvp(lambda p: _losses(model, p, x, y), (p,), (v,))[1]
-
     with _evaluating(model) as parameters:
-        return sum(func.jvp(lambda p: first(p, v), (parameters,), (v,))[1]
-                   for v in (_shaped(vector, parameters) for vector in vectors))
+        loss, moves = partial(_losses, model, x=x, y=y), (_shaped(vector, parameters) for vector in vectors)
+        return sum(func.jvp(lambda p: func.jvp(loss, (p,), (v,))[1], (parameters,), (v,))[1] for v in moves)
 
 
-@torch.no_grad()
 def along(model: nn.Module, x: Tensor, y: Tensor, vector: np.ndarray, steps: Iterable[float]) -> list[tuple[float, float]]:
     """Mean loss (nats) and accuracy (0 … 1) after all parameters moved by each of `steps` along `vector`."""
     with _evaluating(model) as parameters:
-        way, found = _shaped(vector, parameters), []
-        for step in steps:
-            logits = func.functional_call(model, {name: p + step * way[name] for name, p in parameters.items()}, (x,))
-            found.append((float(nn.functional.cross_entropy(logits, y)), float((logits.argmax(1) == y).double().mean())))
-        return found
+        way = _shaped(vector, parameters)
+        outputs = (func.functional_call(model, {name: p + step * way[name] for name, p in parameters.items()}, (x,))
+                   for step in steps)
+        return [(float(nn.functional.cross_entropy(z, y)), float((z.argmax(1) == y).double().mean())) for z in outputs]
 
 
-@torch.no_grad()
 def relative(model: nn.Module, x: Tensor, y: Tensor, size: float, draws: int) -> list[float]:
     """Mean loss after each of `draws` random moves, every filter (or row) by `size` times its own norm.
 

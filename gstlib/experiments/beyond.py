@@ -59,10 +59,7 @@ def cells(profile: Profile) -> Iterator[Cell]:
 
 
 def when(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labelled]:
-    """When does the benefit appear? Prune L at 13% and no pruning, by width, training images and steps between events.
-
-    Command: `python -m gstlib run beyond-when --profile mini`; 20 cells x 2, of which one is Figure 1's.
-    """
+    """When does the benefit appear? Prune L at 13% and no pruning, by width, training images and steps between events."""
     return [Labelled(run.label + cell.name, run.spec) for seed in seeds for cell in cells(profile)
             for at in [dataclasses.replace(profile, sizes={"vgg11": cell.size})]
             for run in each_seed(at, data, [seed], "vgg11", {"none": None, "L r=40": vgg11(at, 40, target="L")})]
@@ -76,7 +73,6 @@ def labels(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Label
 
     Which labels are wrong, and what they became, is drawn from the run's seed: the runs of a seed share them, and seeds
     stay independent.  With true labels all runs are Figure 1's and 5's.
-    Command: `python -m gstlib run beyond-labels --profile mini`; 12 configurations, 5 of them not new.
     """
     profile = _brief(profile)
     few = {"none": None, "L r=40": vgg11(profile, 40, target="L")}
@@ -93,7 +89,6 @@ def dose(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labelle
 
     S, R and L by E[BN] and by l2 at five rates are Figure 4's; filters held at zero and let go are struck at four rates
     for 50 batches, and at one rate for five durations.
-    Command: `python -m gstlib run beyond-dose --profile mini`; 33 configurations, 5 of them new.
     """
     def zeroed(r: int, batches: int):
         return vgg11(profile, r, target="L", score="l2", effect="zero", batches=batches)
@@ -109,9 +104,8 @@ def regularisers(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list
     """Is it only that other regularisers were missing? Each with and without prune L at 13%, and all of them together.
 
     Under SGD the rate is 0.1 for 128 images, as in the final version, and in proportion for other batches.  A network
-    with group normalisation, where E[BN] has no meaning, is pruned by l2, as VGG11 is beside it.
-    Command: `python -m gstlib run beyond-regularisers --profile mini`; 15 configurations, 3 of them not new; with
-    `--data svhn` or another set of its own the same on that.
+    with group normalisation, where E[BN] has no meaning, is pruned by l2, as VGG11 is beside it.  `--data svhn` or another
+    set of its own has the same on that.
     """
     profile = _brief(profile)
     sgd = {"name": "sgd", "lr": 0.1 * profile.of("vgg11").batch_size / 128, "momentum": 0.9}

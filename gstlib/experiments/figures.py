@@ -2,7 +2,9 @@
 
 One function a figure: a profile, a data set and seeds in, labelled
 specifications out.  Nothing here trains.  A configuration that two figures
-share is the same specification, hence the same id, hence trained once.
+share is the same specification, hence the same id, hence trained once.  What
+trains one is its name in `EARLY`, for instance
+`python -m gstlib run figure1-vgg11 --profile paper`, ten seeds a configuration.
 """
 
 from __future__ import annotations
@@ -94,8 +96,7 @@ def each_seed(profile, data, seeds, model: str, configurations: dict[str, Prunin
 def figure1_vgg11(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labelled]:
     """Figure 1 top, and A2: less stable pruning of VGG11 generalises better (C1, C3, C4, C17).
 
-    Published: r = .84, p = 1.3e-11.  Command:
-    `python -m gstlib run figure1-vgg11 --profile paper`; 5 configurations x 10 seeds.
+    Published: r = .84, p = 1.3e-11.
     """
     return each_seed(profile, data, seeds, "vgg11", {
         "none": None,
@@ -107,10 +108,7 @@ def figure1_vgg11(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> lis
 
 
 def figure1_resnet18(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labelled]:
-    """Figure 1 bottom: the same for ResNet18 (C2, C4; published r = .65, p = 5.2e-5).
-
-    Command: `python -m gstlib run figure1-resnet18 --profile paper`; 4 configurations x 10 seeds.
-    """
+    """Figure 1 bottom: the same for ResNet18 (C2, C4; published r = .65, p = 5.2e-5)."""
     return each_seed(profile, data, seeds, "resnet18", {
         "none": None,
         "S r=4": resnet18(profile, 4, target="S"),
@@ -141,8 +139,7 @@ def figure2(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labe
 
     The gap is read at epoch 54, so 55 epochs are run.  Deciles are those of
     the layer's original units; D9 by the other reading, of the units still
-    present, stands beside them.  Command:
-    `python -m gstlib run figure2 --profile paper`; 24 configurations x 10 seeds.
+    present, stands beside them.
     """
     data = dataclasses.replace(data, augment=True)
     targets = [*(f"D{k}" for k in range(11)), "D9-remaining"]
@@ -154,10 +151,7 @@ def figure2(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labe
 
 
 def figure3(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labelled]:
-    """Figure 3: pruning whole filters beats pruning single weights in ResNet18 (C8).
-
-    Command: `python -m gstlib run figure3 --profile paper`; 7 configurations x 3 or more seeds.
-    """
+    """Figure 3: pruning whole filters beats pruning single weights in ResNet18 (C8)."""
     end, fraction = (150, 150, 150, 275), (0.1, 0.1, 0.1, 0.9)
     configurations: dict[str, PruningSpec | None] = {"none": None}
     for structure, score in (("filter", "ebn"), ("weight", "magnitude")):
@@ -175,8 +169,6 @@ def figure4(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labe
     r = 4, 20, 40, 60 as the appendix lists, and r = 100, which gives the three
     events and 30% of which the text speaks.  Random selection looks at no
     score: by l2 and by E[BN] it is the same run, trained once for both.
-    Command: `python -m gstlib run figure4 --profile paper`; 26 configurations
-    x 10 seeds.
     """
     return each_seed(profile, data, seeds, "vgg11", {"none": None, **by_rate(profile)})
 
@@ -197,7 +189,6 @@ def figure5(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labe
     comes to without the test batches that their counter also counted.
     Gaussian noise stays in the weights; "transient" is the other reading,
     which overlays them and is gone afterwards.
-    Command: `python -m gstlib run figure5 --profile paper`; 13 configurations x 10 seeds.
     """
     def effect(name: str, batches: int = 0) -> PruningSpec:
         return vgg11(profile, 40, target="L", score="l2", effect=name, batches=batches)
@@ -212,10 +203,7 @@ def figure5(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labe
 
 
 def figure_a1(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labelled]:
-    """Figure A1: normalised activations of VGG19 before and after training (C18).
-
-    Command: `python -m gstlib run figureA1 --profile paper`; 1 configuration.
-    """
+    """Figure A1: normalised activations of VGG19 before and after training (C18)."""
     return each_seed(profile, data, seeds, "vgg19", {"none": None}, measures=("bn-histogram",))
 
 
@@ -223,8 +211,7 @@ def precision(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[La
     """No figure of the paper: does bf16 leave accuracy and instability as they are in float32?
 
     Two of Figure 1's configurations of VGG11 in both precisions, from the same seeds; in the profile's own precision
-    they are Figure 1's runs.  Command: `python -m gstlib run precision --profile quarter`; `--replicas 1` trains each
-    run alone.
+    they are Figure 1's runs.
     """
     return [Labelled(label if kind == profile.precision else f"{label} {kind}", spec)
             for seed in seeds for kind in ("bf16", "float32")

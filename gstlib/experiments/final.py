@@ -1,7 +1,8 @@
 """What the paper's final version (arXiv 1906.03728v4) adds, as data: its figures 2 to 5, B2 and C3, tables C1 and F1.
 
 Figure 6 and E1 to E6 are read from `final-figure2`, figure C1's and D2's numbers from `final-figure3` and
-`final-figure5`.  A configuration that an earlier figure has is that figure's run.
+`final-figure5`.  A configuration that an earlier figure has is that figure's run.  Each is trained by its name in `FINAL`,
+for instance `python -m gstlib run final-figure2 --profile paper`, with ten seeds a configuration.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from gstlib.experiments.figures import (
 from gstlib.experiments.profiles import Profile, rounded
 from gstlib.spec import DataSpec, PruningSpec
 
-PERIODS = (4, 20, 40, 60, 100, 200, 300)  # figure 3's r; the last two leave a layer one event or two
 CUMULATIVE = (89, 630, 1220, 2480)  # figure D2's durations, in training batches
 SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4}
 _SGD_EPOCHS = {"epochs": 165, "milestones": (83, 125), "optimiser": SGD}
@@ -36,10 +36,10 @@ def _resnet18(profile, fraction=(0.25, 0.4, 0.25, 0.95), start=(7, 8, 9, 10), sc
         for target, r in (("S", 4), ("S", 40), ("L", 40))}}
 
 
-def _vgg11(profile, score: str) -> dict[str, PruningSpec | None]:
+def _vgg11(profile, score: str, ways=(("S", 4), ("S", 40), ("R", 40), ("L", 40))) -> dict[str, PruningSpec | None]:
     # random selection looks at no score: by any it is the same run
     return {"none": None, **{f"{target} r={r}": vgg11(profile, r, target=target, score="ebn" if target == "R" else score)
-                             for target, r in (("S", 4), ("S", 40), ("R", 40), ("L", 40))}}
+                             for target, r in ways}}
 
 
 def _both(profile, data, seeds, vgg: dict, resnet: dict, **fields) -> list[Labelled]:
@@ -52,8 +52,6 @@ def _both(profile, data, seeds, vgg: dict, resnet: dict, **fields) -> list[Label
 def figure2(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labelled]:
     """Figure 2 of the final version: VGG11 by l2 with filters removed before training ("scratch"), ResNet18 by its
     activations (C24).  VGG11's flatness after epoch 314 (Figure 6, C20) makes them runs of their own.
-
-    Command: `python -m gstlib run final-figure2 --profile paper`; 10 configurations.
     """
     scratch = {"scratch": _scratch(VGG11_LAST, (0.3, 0.3, 0.3, 0.9), "l2")}
     return _both(profile, data, seeds, _vgg11(profile, "l2") | scratch, _resnet18(profile), measures=("flatness",),
@@ -63,12 +61,10 @@ def figure2(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labe
 def figure3(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labelled]:
     """Figure 3 of the final version, and its C1: VGG11 over targets and rates up to a single event, by l2 (C22).
 
-    Published: accuracies of 85.3 to 86.4%, stabilities of 98.3 to 100%.  Command:
-    `python -m gstlib run final-figure3 --profile paper`; 22 configurations x 5 or more seeds.
+    Published: accuracies of 85.3 to 86.4%, stabilities of 98.3 to 100%.
     """
-    return each_seed(profile, data, seeds, "vgg11", {
-        "none": None, **{f"{target} r={r}": vgg11(profile, r, target=target, score="ebn" if target == "R" else "l2")
-                         for r in (40, 4, 300, 100, 20, 200, 60) for target in "SRL"}})
+    every = [(target, r) for r in (40, 4, 300, 100, 20, 200, 60) for target in "SRL"]
+    return each_seed(profile, data, seeds, "vgg11", _vgg11(profile, "l2", every))
 
 
 def _by_sgd(profile: Profile, model: str, end: int, retrain: int, start: int, share: float = 0.1) -> PruningSpec:
@@ -78,10 +74,7 @@ def _by_sgd(profile: Profile, model: str, end: int, retrain: int, start: int, sh
 
 
 def figure4(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labelled]:
-    """Figure 4 of the final version: two rates in ResNet18, 20 and 56 under SGD, all block convolutions by l1 (C23).
-
-    Command: `python -m gstlib run final-figure4 --profile paper`; 6 configurations x 10 seeds.
-    """
+    """Figure 4 of the final version: two rates in ResNet18, 20 and 56 under SGD, all block convolutions by l1 (C23)."""
     data = dataclasses.replace(data, augment=True)
     return [run for seed in seeds for model in BLOCKS for run in each_seed(
         profile, data, [seed], model, {f"{model.replace('resnet', 'ResNet')} S r={r}": _by_sgd(profile, model, 100, r, 40)
@@ -92,8 +85,7 @@ def figure5(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labe
     """Figures 5 and D2 of the final version: filters zeroed for a while, the last time with all they had given back (C21).
 
     Cumulative zeroing holds at zero every filter that an event has targeted so far, and then restores their weights,
-    scale, shift and running statistics.  Command: `python -m gstlib run final-figure5 --profile paper`; 12
-    configurations x 10 seeds.
+    scale, shift and running statistics.
     """
     def struck(effect: str, batches: int = 0) -> PruningSpec:
         return vgg11(profile, 40, target="L", score="l2", effect=effect, batches=batches)
@@ -126,10 +118,7 @@ def table_c1(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Lab
 
 
 def table_f1(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labelled]:
-    """Table F1 of the final version: long training of ResNet18 on CIFAR-100, pruned in training or before it.
-
-    Command: `python -m gstlib run final-tableF1 --profile paper --data cifar100`; 4 configurations of 4,000 epochs.
-    """
+    """Table F1 of the final version: long training of ResNet18 on CIFAR-100 (`--data cifar100`), pruned or not."""
     def pruned(target: str) -> PruningSpec:
         return pruning_spec(profile, "resnet18, long", RESNET18_LAST[3:], (2500,), (3500,), (0.7,), 750, target=target,
                             score="l1")

@@ -55,4 +55,5 @@ def plan(figures: Iterable[str], profile: str, source: str | None = None, seeds=
 def campaign(device: str, source: str | None = None) -> list[Task]:
     """Every run of the campaign for this type of device (cpu, cuda), once, most valuable first."""
     return list(_once(task for stage in experiments.CAMPAIGN[device]
-                      for task in plan([stage.figure], stage.profile, source, stage.seeds)).values())
+                      for task in plan([stage.figure], stage.profile, source, stage.seeds)
+                      if task.label in stage.labels or not stage.labels).values())

@@ -1,6 +1,8 @@
 import pytest
 
 from gstlib import experiments, models
+from gstlib.claims import CLAIMS
+from gstlib.claims.beyond import PREDICTIONS
 from gstlib.errors import InputError
 from gstlib.experiments import CAMPAIGN, EXPERIMENTS, PROFILES, parse_seeds, scaled_schedule
 from gstlib.network.surroundings import Surroundings
@@ -264,6 +266,15 @@ def test_the_campaign_ends_with_every_figure_at_no_less_than_three_seeds(device)
     # Figure A2 is drawn from Figure 1's runs; Table F1 needs other data
     assert {stage.figure for stage in stages} == set(EXPERIMENTS) - {"figureA2", "final-tableF1"}
     assert {"cpu": "mini", "cuda": "quarter"}[device] == stages[0].profile and stages[0].figure == "figure1-vgg11"
+
+
+@pytest.mark.parametrize("stage", [stage for stage in CAMPAIGN["cpu"] if stage.labels])
+def test_a_stage_of_some_configurations_gives_three_seeds_of_all_that_a_claim_or_prediction_reads(stage):
+    assert set(stage.labels) <= set(runs(stage.figure, stage.profile)) and stage.seeds >= 3
+    read = [{label for labels in claim.needs[stage.figure].values() for label in labels}
+            for claim in (*CLAIMS, *PREDICTIONS) if stage.figure in claim.needs]
+    served = [labels for labels in read if labels <= set(stage.labels)]
+    assert served and set().union(*served) | {"none"} >= set(stage.labels), "no configuration that none of them reads"
 
 
 @pytest.mark.parametrize("figure", EXPERIMENTS)

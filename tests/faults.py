@@ -449,6 +449,8 @@ def main() -> int:
     asked.add_argument("--kills", type=int, default=100, help="SIGKILLs to a working campaign (default: %(default)s)")
     asked.add_argument("--output", type=Path, help="also write what was seen there, as JSON")
     options = asked.parse_args()
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)  # before minutes of work, not after
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     began = time.monotonic()
     try:

@@ -42,7 +42,9 @@ def in_page(svg: str, name: str, alt: str, width: str) -> str:
     """An SVG of matplotlib's as a part of a page: in the page's colours, with ids that no other figure has."""
     svg = re.sub(r"<metadata>.*?</metadata>|<style\b.*?</style>", "", svg[svg.index("<svg"):], flags=re.S)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
-    svg = re.sub("|".join(INK), lambda colour: INK[colour[0]], svg).replace("'DejaVu Sans'", "inherit")
+    # words in white stand on a field of a map, which keeps its colour
+    svg = re.sub("|".join(["<text[^>]*#ffffff[^>]*>", *INK]), lambda found: INK.get(found[0], found[0]), svg)
+    svg = svg.replace("'DejaVu Sans'", "inherit")
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
     return svg.replace("<svg", f'<svg class="drawn" role="img" aria-label="{escape(alt)}" style="max-width: {width}; '
                                'stroke-linejoin: round"', 1)

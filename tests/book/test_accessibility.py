@@ -94,7 +94,11 @@ def test_every_picture_says_what_it_shows_and_drawings_follow_the_page(visit, pa
     assert all(words and len(words) > 20 and not re.search(r"\.png|\.svg", words) for words in said)
     for theme in ("light", "dark"):
         tab.evaluate(f"document.documentElement.dataset.theme = '{theme}'")
-        inks = tab.evaluate("""[...document.querySelectorAll('svg.drawn text')].map(e => getComputedStyle(e).fill)""")
+        # on a map's fields, which keep their colours, words keep theirs
+        of_page = "e.style.fill === 'currentcolor'" if "beyond-when" in str(page) else "true"
+        inks, on_fields = (tab.evaluate(f"""[...document.querySelectorAll('svg.drawn text')].filter(
+            e => ({of_page}) === {own}).map(e => getComputedStyle(e).fill)""") for own in ("true", "false"))
+        assert set(on_fields) <= {"rgb(0, 0, 0)", "rgb(255, 255, 255)"}
         assert all((sum(map(int, re.findall(r"\d+", ink)[:3])) < 384) == (theme == "light") for ink in inks)
 
 

@@ -30,7 +30,7 @@ def test_a_run_trained_again_is_the_same_to_the_last_bit_and_nothing_is_written(
 
 
 @pytest.mark.parametrize("device, first_loss, accuracy, ok", [
-    (None, 1.001, 0, False), ("another", 1.001, 0, True), ("another", 1.06, 0, False), ("another", 1, 0.07, False)])
+    (None, 1.001, 0, False), ("another", 1.001, 0, True), ("another", 1.06, 0, False), ("another", 1, 0.04, False)])
 def test_other_rows_are_allowed_within_tolerance_on_another_machine_alone(made, tmp_path, device, first_loss, accuracy, ok):
     folder, spec, result = made
     tables = {name: [dict(row) for row in rows] for name, rows in result.tables.items()}
@@ -43,15 +43,6 @@ def test_other_rows_are_allowed_within_tolerance_on_another_machine_alone(made, 
     assert (found.alike, found.same, found.ok) == (device is None, False, ok)
     code = main(["audit", "--results", str(tmp_path), "--device", "cpu", "--quiet", "--run", spec.id])
     assert code == (0 if ok else 1)
-
-
-@pytest.mark.parametrize(("fitted", "again", "ok"), [(1, 1, False), (1, 0.9, True), (0.9, 1, True)])
-def test_accuracy_may_differ_twice_as_much_where_the_network_could_not_fit_its_images(made, fitted, again, ok):
-    stored = Store(made[0]).read(made[1].id)
-    runs = [stored._replace(provenance=stored.provenance | {"device": device}, tables=stored.tables | {
-        "final": stored.tables["final"].assign(train_accuracy=train, accuracy=accuracy)})
-        for device, train, accuracy in (("another", fitted, 0.5), (stored.provenance["device"], again, 0.45))]
-    assert compare(*runs).ok is ok and compare(*runs).allowed == (0.06 if ok else 0.03)
 
 
 def test_other_removals_are_never_allowed(made):

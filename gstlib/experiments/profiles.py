@@ -63,7 +63,7 @@ _BY_SGD = ("resnet18, SGD", "resnet20, SGD", "resnet56, SGD")
 # reduced profiles the batch size divides the number of images.  Under SGD divisors keep three events three and two two;
 # ResNet20 and 56 stay wide at mini, where a tenth of their 16 filters is one. ResNet20 gets what eight minutes of a core
 # allow; for the same reason ResNet18 is narrower there than VGG11, whose four times as many operations it has. ResNet56
-# gets as many steps as ResNet20 and takes twenty minutes: in eight it learnt 30% of its training images, so 89% (seed 0).
+# gets as many steps as ResNet20 and takes twenty minutes: in eight it learnt 30% of its training images, so 95%.
 # Mini measures flatness in less than half a run's time: a tenth of the eigenvalues, of a Hessian over a quarter of the
 # images, and three curves of nine points.
 PROFILES = {p.name: p for p in (

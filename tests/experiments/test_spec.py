@@ -79,7 +79,7 @@ def test_ids_of_all_planned_runs_are_those_recorded():
     """Ids of semantics 2 are for good: lines may be added to planned_ids.txt for new experiments, never changed.
 
     Twice it was: ResNet18 became narrower at `mini` before any run of it had been stored, and ResNet56 is trained longer
-    there since its first seed had learnt 30% of its training images; those two runs are no figure's any more.
+    there since its first seed had learnt 30% of its training images; those two runs are stored, and no figure's any more.
     """
     recorded = (Path(__file__).parent / "planned_ids.txt").read_text().splitlines()
     assert list(planned()) == recorded

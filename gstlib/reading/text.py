@@ -30,7 +30,7 @@ def way(target: str, score: str) -> str:
 
 
 def legend_name(study: Study, label: str) -> str:
-    """What readers call a configuration: target, score and iterative rate (the largest over the layers, rounded).
+    """What readers call a configuration: target, score and iterative rate (the largest over the layers, rounded, but not to 0%).
 
     A noise goes by its label, whose batches are as printed, with those here where they were cut.
     """
@@ -38,7 +38,8 @@ def legend_name(study: Study, label: str) -> str:
     if p is None:
         return "no pruning"
     if p.effect.startswith("remove"):
-        rate = "before training" if p.scratch else "one shot" if once(p) else f"{100 * p.schedule.iterative_rate:.0f}%"
+        share = 100 * p.schedule.iterative_rate
+        rate = "before training" if p.scratch else "one shot" if once(p) else f"{share:.{int(share < 0.5)}f}%"
         return f"{way(p.target, p.score)}, {rate}"
     return label if p.batches == study.printed[label].pruning.batches else f"{label} ({p.batches} here)"
 

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -142,3 +143,9 @@ def test_provenance_of_anyone_holds_no_markup(tmp_path):
     made = study(store, "figure1-vgg11")
     about = made.provenance.assign(device="<b>[x](y)`$z$")
     assert "Device: ‹b›(x)(y)''z'." in text.caption(replace(made, provenance=about))
+
+
+def test_a_rate_of_less_than_half_a_per_cent_is_not_said_to_be_none():
+    runs = dict(experiments.experiment("final-figureC3").runs(experiments.profile("mini"), DATA, [0]))
+    names = [text.legend_name(SimpleNamespace(spec=runs.get), label) for label in ("S r=1 10%", "S r=1 6%")]
+    assert names == ["prune S, l1, 0.2%", "prune S, l1, 0.1%"]

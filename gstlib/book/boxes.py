@@ -14,19 +14,20 @@ from gstlib.claims import CLAIMS, CONTRADICTED, INCONCLUSIVE, NOT_RUN, SUPPORTED
 from gstlib.claims.beyond import PREDICTIONS
 from gstlib.claims.rules import FEWEST
 from gstlib.claims.verdicts import SMALL
-from gstlib.experiments import PROFILES, Experiment, Labelled, experiment
+from gstlib.experiments import PROFILES, Experiment, Labelled, data_spec, experiment
 from gstlib.reading.interval import LEVEL
-from gstlib.spec import DataSpec
 from gstlib.store import Store
 
 _CHANGES = {SUPPORTED: "with which this no longer holds", CONTRADICTED: "with which this holds after all",
-            INCONCLUSIVE: "that decide this", NOT_RUN: "that decide this"}
+            INCONCLUSIVE: "with which this holds", NOT_RUN: "with which this holds"}
 # what a reduced profile may do otherwise than the paper: name, and how a specification says it
 _SIZES = (
     ("epochs", lambda spec: f"{spec.optimiser.epochs}"), ("times the width", lambda spec: f"{spec.model.width:g}"),
     ("training images", lambda spec: f"{spec.data.train_size:,}" if spec.data.train_size else "all"),
     ("images tested at events", lambda spec: f"{spec.data.test_size:,}" if spec.data.test_size else "all"),
-    ("images a batch", lambda spec: f"{spec.optimiser.batch_size}"))
+    ("images a batch", lambda spec: f"{spec.optimiser.batch_size}"),
+    ("times the rate at a milestone", lambda spec: f"{spec.optimiser.decay:.2g}"),
+    ("batches of disturbance", lambda spec: f"{spec.pruning.batches}" if spec.pruning else "0"))
 
 
 def verdict(claim: Claim, row: Mapping, made_of: Mapping[str, Iterable[str]]) -> str:
@@ -39,8 +40,8 @@ def verdict(claim: Claim, row: Mapping, made_of: Mapping[str, Iterable[str]]) ->
     scales = scales[:1 + bool(claim.needs)]  # what needs no run is measured on full-width networks alone
     facts = [("The paper", escape(claim.published))]
     facts += [(f"Here, {name} ({profile})", _found(claim, row, prefix, said)) for name, profile, prefix, said in scales]
-    differs = [f"<em>{name}:</em> {escape(words)}" for name, profile, _, said in scales
-               if said != NOT_RUN and (words := _differences(claim, profile, made_of.get(profile, ())))]
+    differs = [f"<em>{name}:</em> {escape(words)}" for name, profile, _, said in scales if claim.needs
+               and said != NOT_RUN and (words := _differences(claim, profile, made_of.get(profile, ())))]
     if differs:
         facts.append(("Why it may differ", "<br>".join(differs)))
     deciding = next((said for *_, said in scales if said != NOT_RUN), NOT_RUN)
@@ -84,19 +85,21 @@ def _found(claim: Claim, row: Mapping, prefix: str, said: str) -> str:
 def _differences(claim: Claim, profile: str, titles: Iterable[str]) -> str:
     """What the runs at `profile` are that the paper's are not: sizes from the specifications, images by their titles."""
     words = dict.fromkeys(titles)
-    for figure in claim.needs:
+    for figure, needs in claim.needs.items():
         here, printed = ({run.label: run.spec for run in experiment(figure).runs(
-            PROFILES[name], DataSpec("cifar10", "any"), [0])} for name in (profile, "paper"))
+            PROFILES[name], data_spec(PROFILES[name], "cifar10", "any"), [0])} for name in (profile, "paper"))
         for name, size in _SIZES:
-            both = {(size(here[label]), size(printed[label])) for label in here}
+            both = {(size(here[label]), size(printed[label])) for labels in needs.values() for label in labels}
             words |= {f"{a} {name} instead of {b}": None for a, b in sorted(both) if a != b}
     return ", ".join(words)
 
 
 def _takes(claim: Claim, row: Mapping, prefix: str, said: str) -> str:
     """What a decision takes at one scale: seeds, from the power of those that are there, and the command."""
-    if said == NOT_RUN:
-        words = f"{FEWEST} complete seeds at least" if claim.needs else "a benchmark"
+    if not claim.needs:
+        words = f"more {claim.counted} measured"
+    elif said == NOT_RUN:
+        words = f"{FEWEST} complete seeds at least"
     elif said == INCONCLUSIVE:
         words = tables.aside(row, prefix)
     elif row[prefix + "p_holm"] >= LEVEL:

@@ -11,10 +11,10 @@ import pandas as pd
 from IPython.display import HTML
 
 from gstlib.book import moving
-from gstlib.claims import CONTRADICTED, INCONCLUSIVE, NOT_RUN, SUPPORTED, verdicts
+from gstlib.claims import CONTRADICTED, INCONCLUSIVE, NOT_RUN, SUPPORTED, VERDICTS, upheld, verdicts
 from gstlib.errors import InputError
 from gstlib.reading.figures import FEWEST
-from gstlib.reading.interval import LEVEL, t_interval
+from gstlib.reading.interval import t_interval
 from gstlib.reading.study import Study, study
 from gstlib.store import Store
 
@@ -24,7 +24,6 @@ _ANSWERS = {
     CONTRADICTED: "less stable pruning left VGG11 less accurate",
     INCONCLUSIVE: "these runs cannot tell whether less stable pruning leaves VGG11 more accurate",
 }
-TILES = ((SUPPORTED, "supported"), (CONTRADICTED, "contradicted"), (INCONCLUSIVE, "open"), (NOT_RUN, "not run"))
 
 
 def answer(table: pd.DataFrame) -> str:
@@ -49,28 +48,17 @@ def answer(table: pd.DataFrame) -> str:
             f"than another, final test accuracy is on average {found}.{judges}")
 
 
-def upheld(table: pd.DataFrame, prefix: str = "") -> pd.Series:
-    """Each claim's verdict, at full width or (prefix "small_") at small scale, after all claims' tests together.
-
-    A verdict that Holm's p over all claims that were run does not uphold counts as open; one that rests on no test
-    stands as it is.
-    """
-    found = table["small_scale" if prefix else "verdict"]
-    decided = found.isin([SUPPORTED, CONTRADICTED])
-    return found.mask(decided & table[f"{prefix}p"].notna() & (table[f"{prefix}p_holm"] >= LEVEL), INCONCLUSIVE)
-
-
 def tiles(table: pd.DataFrame) -> str:
-    """Verdicts as `upheld` gives them counted in tiles (HTML), full width and small scale apart."""
+    """Verdicts as `claims.upheld` gives them counted in tiles (HTML), full width and small scale apart."""
     rows = []
     small = f"Small scale ({verdicts.SMALL})"
     for prefix, heading in (("", "Full width"), ("small_", small)):
         counts = upheld(table, prefix).value_counts()
         boxes = "".join(f'<span class="tile {verdict.replace(" ", "-")}"><strong>{counts.get(verdict, 0)}</strong> '
-                        f"{word}</span>" for verdict, word in TILES)
+                        f"{verdict}</span>" for verdict in VERDICTS)
         rows.append(f'<p class="tiles"><span class="of">{heading}</span>{boxes}</p>')
     return "".join(rows) + ('<p class="tiles-note"><a href="chapters/claims.html">The claims</a> by verdict and by Holm\'s p '
-                            "over all that were run: what it does not uphold is open.</p>")
+                            "over all that were run: what it does not uphold counts as inconclusive.</p>")
 
 
 def questions(root: Path) -> str:
@@ -92,8 +80,9 @@ def pruned_or_not(runs: Study) -> str:
     found = t_interval(accuracy.drop(columns="none", errors="ignore").mean(axis=1) - accuracy.get("none", float("nan")))
     if found.n < FEWEST:
         return ""
-    value, low, high = (f"{number:+.2f}".replace("-", "−") for number in found[:3])
-    return f"Pruned networks end {value} points from those left whole ({low} to {high})."
+    low, high = (f"{number:+.2f}".replace("-", "−") for number in found[1:3])
+    return (f"Pruned networks end {abs(found.value):.2f} points {'above' if found.value > 0 else 'below'} those left whole "
+            f"({low} to {high}).")
 
 
 def figure1(table: pd.DataFrame, store: Store, profile: str, data: str | None, seeds) -> Study | None:
@@ -122,20 +111,17 @@ def first_screen(table: pd.DataFrame, store: Store, profile: str, data: str | No
 
 
 def banner(store: Store, profile: str) -> str:
-    """What every page says of the size behind it: profile, data and device (HTML); empty at the paper's own scale.
-
-    Full-width runs, which some figures and verdicts rest on beside those of the build's own profile, are named too.
-    """
+    """What every page says of the size behind it: profile, data and device (HTML); empty at the paper's own scale."""
     about = [about for _, _, about in store.about()]
-    of_profile = {name: "; ".join([f"profile {escape(name)}", *(
-        escape(", ".join(dict.fromkeys(each[what] for each in about if each["profile"] == name)))
-        for what in ("data_title", "device"))]) for name in (profile, *verdicts.FULL_WIDTH)
-        if any(each["profile"] == name for each in about)}
-    if profile == "paper" or profile not in of_profile:
+    own = [each for each in about if each["profile"] == profile]
+    if profile == "paper" or not own:
         return ""
+    size = f"profile {escape(profile)}; " + "; ".join(
+        escape(", ".join(dict.fromkeys(each[what] for each in own))) for what in ("data_title", "device"))
     if profile == "smoke":
-        return f"This build proves that the machinery works, and nothing about the paper: {of_profile[profile]}"
-    return f"Not the paper's own scale: {', and where a caption says so '.join(of_profile.values())}"
+        return f"This build proves that the machinery works, and nothing about the paper: {size}"
+    wider = " unless a caption names another" * any(each["profile"] in {*verdicts.FULL_WIDTH} - {profile} for each in about)
+    return f"Not the paper's own scale{wider}: {size}"
 
 
 def write_head(table: pd.DataFrame, store: Store, profile: str, data: str | None, seeds, output: str) -> None:

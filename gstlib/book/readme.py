@@ -86,14 +86,13 @@ def animate(run: Study, place: Path) -> None:
 
 def short(table: pd.DataFrame) -> str:
     """The claims that were run with their verdicts, full width and small scale apart, and how many are left (Markdown)."""
-    full, small = (front.upheld(table, prefix) for prefix in ("", "small_"))
+    full, small = (claims.upheld(table, prefix) for prefix in ("", "small_"))
     run = (full != NOT_RUN) | (small != NOT_RUN)
-    called = dict(front.TILES)
-    rows = [(row.id, row.statement, f"**{called[full[row.Index]]}**", called[small[row.Index]])
+    rows = [(row.id, row.statement, f"**{full[row.Index]}**", small[row.Index])
             for row in table[run].itertuples()]
     return (markdown(rows, ["", "claim", "full width", f"small scale (`{verdicts.SMALL}`)"])
             + f"\n\nOf the paper's {len(table)} claims {(~run).sum()} are not run yet. What Holm's p over all that were run does "
-              "not uphold is open.")
+              "not uphold counts as inconclusive.")
 
 
 def words(table: pd.DataFrame, run: Study | None) -> str:

@@ -13,10 +13,9 @@ from html import escape
 import pandas as pd
 
 from gstlib import experiments
-from gstlib.claims import CONTRADICTED, INCONCLUSIVE, NOT_RUN, SUPPORTED
+from gstlib.claims import CLAIMS, INCONCLUSIVE, NOT_RUN, VERDICTS, upheld
 from gstlib.experiments import PROFILES
 from gstlib.reading import text
-from gstlib.reading.interval import LEVEL
 from gstlib.reading.study import once
 from gstlib.reading.text import NONE
 from gstlib.spec import DataSpec, PruningSpec
@@ -109,8 +108,8 @@ def aside(row: dict, prefix: str = "") -> str:
     p, smallest, needed, unit = (row[prefix + name] for name in ("p_holm", "smallest_effect", "seeds_needed", "unit"))
     words = [f"Holm's p {p:.2g}"] if p == p else []
     if row["small_scale" if prefix else "verdict"] == INCONCLUSIVE and smallest == smallest:
-        words.append(f"effects from {text.number(smallest, math.nan, math.nan, unit)} on would be found")
-        words += [f"the one seen needs {needed:.0f} seeds"] if needed < 1e6 else []
+        words.append(f"these seeds would find {text.number(smallest, math.nan, math.nan, unit)} or more")
+        words += [f"what was seen needs {needed:.0f} seeds"] if needed < 1e6 else []
     return ", ".join(words)
 
 
@@ -132,15 +131,17 @@ def answers(table: pd.DataFrame) -> str:
 def claims_html(table: pd.DataFrame) -> str:
     """What `claims.evaluate` gives as the front page's table, each claim linked to the page of its figure."""
     headings = ("claim", "paper", "here, full width", "seeds", "verdict", "small scale (mini)")
+    counted = {claim.id: claim.counted for claim in CLAIMS}
     lines = ['<table class="table claims">', "<thead><tr>", *(f"<th>{name}</th>" for name in headings),
              "</tr></thead>", "<tbody>"]
     for row in table.to_dict("records"):
         link = f'<a href="{PAGES.get(row["id"], PAGES[row["figure"]])}.html"><strong>{row["id"]}</strong></a>'
-        small = number(row, "small_")
-        cells = (f'{link} {escape(row["statement"])}', escape(row["published"]),
-                 NONE if row["verdict"] == NOT_RUN else escape(number(row)),
-                 f"{row['n']} ({escape(row['profile'])})" if row["n"] else "0",
-                 _badge(row), _badge(row, "small_", "" if small == NONE else f" {escape(small)}"))
+        full, small = (NONE if (shown := number(row, prefix)) == NONE else
+                       f"{escape(shown)} <small>{escape(row[prefix + 'part'])}</small>" for prefix in ("", "small_"))
+        n, other = row["n"], counted[row["id"]].replace("seeds", "")
+        cells = (f'{link} {escape(row["statement"])}', escape(row["published"]), NONE if row["verdict"] == NOT_RUN else full,
+                 f"{n} {other} ({escape(row['profile'])})".replace("  ", " ") if n else "0",
+                 _badge(row), _badge(row, "small_", "" if small == NONE else f" {small}"))
         lines += ["<tr>", *(f"<td>{cell}</td>" for cell in cells), "</tr>"]
     return "\n".join([*lines, "</tbody>", "</table>"])
 
@@ -153,19 +154,15 @@ def _badge(row: dict, prefix: str = "", estimate: str = "") -> str:
 
 
 def verdicts_sentence(table: pd.DataFrame, store: Store) -> str:
-    """How many claims have which verdict, how many of these last among so many tests, from how many runs, in words."""
-    def counted(column: str, prefix: str = "") -> str:
-        counts = table[column].value_counts()
-        words = [f"{counts[verdict]} {verdict}" for verdict in (SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_RUN)
-                 if verdict in counts]
-        decided = table[table[column].isin([SUPPORTED, CONTRADICTED]) & table[prefix + "p"].notna()]
-        lasting = (decided[prefix + "p_holm"] < LEVEL).groupby(decided[column]).agg(["sum", "count"])
-        held = [f"{kept} of {of} {verdict}" for verdict, kept, of in lasting.itertuples()]
-        return ", ".join(words) + (f" (by Holm's p over all claims that were run: {', '.join(held)})" if held else "")
+    """How many claims have which verdict, as `claims.upheld` gives them, from how many runs, in words."""
+    def counted(prefix: str = "") -> str:
+        counts = upheld(table, prefix).value_counts()
+        return ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts)
 
     days = [about["finished"][:10] for _, _, about in store.about()]
     made = f"{len(days)} stored run{'s' * (len(days) != 1)}" + (f", the last finished on {max(days)}" if days else "")
-    return f"From {made}. At full width: {counted('verdict')}. At small scale: {counted('small_scale', 'small_')}."
+    return (f"From {made}. At full width: {counted()}. At small scale: {counted('small_')}."
+            + " What Holm's p over all claims that were run does not uphold counts as inconclusive." * bool(days))
 
 
 def made_on(about: dict) -> str:

@@ -261,7 +261,8 @@ def not_before_training(t: pd.DataFrame) -> Finding:
 
 
 def cheap(costs: pd.Series) -> Finding:
-    # one measurement a network and no seeds: the range shown is that over the networks, and there is no p
+    # one measurement a network and no seeds: there is no p, and the range over networks has no confidence
     found = Estimate(float(costs.median()), float(costs.min()), float(costs.max()), len(costs), math.nan)
-    one = Part("one scoring pass", found, float(found.high >= CHEAP), float(found.low <= CHEAP), "% of a training step")
-    return decide(one, p=math.nan)
+    one = Part("one scoring pass, median", found, float(found.high >= CHEAP), float(found.low <= CHEAP),
+               "% of a training step", math.nan)
+    return decide(one, p=math.nan, note="; ".join(f"{name}: {value:.3g}%" for name, value in costs.items()))

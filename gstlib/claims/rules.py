@@ -15,7 +15,7 @@ import numpy as np
 from gstlib.reading.interval import LEVEL, Estimate, holm, p_above, p_blocks, seeds_needed, smallest_effect, t_interval
 from gstlib.reading.text import number
 
-SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_RUN = "supported", "contradicted", "inconclusive", "not run"
+VERDICTS = SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_RUN = "supported", "contradicted", "inconclusive", "not run"
 FEWEST = 3  # complete seeds; with fewer a t interval is wider than any effect here
 MARGIN = 1 / 4  # of the effect, within which two configurations count as equivalent (rule 5)
 
@@ -83,9 +83,10 @@ def equivalent(name: str, a, b, effect, unit: str = "points") -> tuple[Part, Par
 
 
 def within(name: str, difference, low, high, unit: str = "points") -> tuple[Part, Part]:
-    """`difference` above `low` and below `high`, each by its 90% interval."""
-    return (part(f"{name}, above the margin's lower end", difference - low, unit, 0.9),
-            part(f"{name}, below the margin's upper end", high - difference, unit, 0.9))
+    """`difference` above `low` and below `high`, each by its 90% interval, named with the difference itself."""
+    shown = number(*t_interval(difference, 0.9)[:3], unit)
+    return tuple(part(f"{name}, {shown}: how far {side} {number(float(np.mean(end)), math.nan, math.nan, unit)}", each, unit, 0.9)
+                 for side, end, each in (("above", low, difference - low), ("below", high, high - difference)))
 
 
 def no_help(name: str, gain, effect) -> Part:

@@ -11,10 +11,11 @@ import pandas as pd
 
 from gstlib import experiments
 from gstlib.claims.evaluations import PRUNE_L
-from gstlib.claims.rules import FEWEST, INCONCLUSIVE, NOT_RUN, adjusted
+from gstlib.claims.rules import CONTRADICTED, FEWEST, INCONCLUSIVE, NOT_RUN, SUPPORTED, adjusted
 from gstlib.claims.statements import CLAIMS, Claim
-from gstlib.errors import InputError
+from gstlib.errors import InputError, plain
 from gstlib.reading import measures
+from gstlib.reading.interval import LEVEL
 from gstlib.reading.measures import KEYS
 from gstlib.reading.study import Study, command, may_mean, meant, study
 from gstlib.store import Store
@@ -22,7 +23,7 @@ from gstlib.store import Store
 FULL_WIDTH = ("paper", "quarter")  # the profiles that speak about the paper, the one nearest to it first
 SMALL = "mini"
 MOST = 100  # seeds; for an effect that needs more nobody is asked to train
-_FOUND = ("estimate", "low", "high", "confidence", "n", "runs", "unit", "p", "p_holm",
+_FOUND = ("estimate", "low", "high", "confidence", "n", "runs", "unit", "part", "p", "p_holm",
           "smallest_effect", "seeds_needed", "why", "note", "command")
 _SHARES = {"accuracy": "final_accuracy", "gap": "gap", "mean_instability": "mean_instability",
            "wrong_fitted": "final_train_wrong"}  # shown in points
@@ -96,8 +97,8 @@ def evaluate(store: Store, profile: str | None = None, data: str | None = None, 
     that is not full-width leaves `verdict` at "not run".  `data` and `seeds` as in `reading.study`.
 
     Columns: id, statement, published, profile; estimate, low, high, in the unit in which the claim says "above zero"
-    (`unit`; logarithms are printed as ratios), confidence, n (complete seeds; C1g: configurations, C19: networks),
-    runs, p, p_holm (over all claims that were run), smallest_effect (found with 80% power), seeds_needed (for the
+    (`unit`; logarithms are printed as ratios), confidence, n (complete seeds; C1g:
+    configurations, C19: networks), runs, part (of several the one that decides, which these numbers are of), p, p_holm (over all claims that were run), smallest_effect (found with 80% power), seeds_needed (for the
     effect seen), why (what is missing and the command that makes it), note (all parts), command (makes what is missing,
     or as many seeds as an open claim needs, up to `MOST`), verdict; small_scale (the verdict at `mini`, or at the reduced
     profile asked for) and small_… for all of these; figure, statistic, test.  Raises `InputError` for an unknown profile
@@ -133,6 +134,17 @@ def evaluate(store: Store, profile: str | None = None, data: str | None = None, 
     return table
 
 
+def upheld(table: pd.DataFrame, prefix: str = "") -> pd.Series:
+    """Each claim's verdict, at full width or (prefix "small_") at small scale, after all claims' tests together.
+
+    A verdict that Holm's p over all claims that were run does not uphold counts as inconclusive; one that rests on no
+    test stands as it is.
+    """
+    found = table["small_scale" if prefix else "verdict"]
+    decided = found.isin([SUPPORTED, CONTRADICTED])
+    return found.mask(decided & table[f"{prefix}p"].notna() & (table[f"{prefix}p_holm"] >= LEVEL), INCONCLUSIVE)
+
+
 def _at(store: Store, profile: str, held: set[str], seeds, asked: str | None) -> dict[str, dict]:
     """Every claim judged at one profile, by id, on the data `asked` for, else of those `held` on the profile's own."""
     studies, data = studies_at(store, profile, held, seeds, asked)
@@ -153,8 +165,8 @@ def judge(claim: Claim, profile: str, studies: dict[str, Study], store: Store, d
 
     A seed that lacks a configuration is left out, and said.  `data` is named in the command that makes it.
     """
-    row = dict.fromkeys(_FOUND, math.nan) | {"confidence": 0.95, "n": 0, "runs": 0, "unit": "", "verdict": NOT_RUN,
-                                             "why": "", "note": "", "command": ""}
+    row = dict.fromkeys(_FOUND, math.nan) | {"confidence": 0.95, "n": 0, "runs": 0, "verdict": NOT_RUN,
+                                             **dict.fromkeys(("unit", "part", "why", "note", "command"), "")}
     given, gaps, commands = [], [], {}
     for figure, needs in claim.needs.items():
         table = by_seed(studies[figure], needs) if figure in studies else pd.DataFrame()
@@ -162,7 +174,7 @@ def judge(claim: Claim, profile: str, studies: dict[str, Study], store: Store, d
         given.append(complete)
         row["runs"] += len(complete) * len({label for labels in needs.values() for label in labels})
         if len(complete) < max(FEWEST, len(table)):
-            gaps += [lacking(table)] if table.notna().any(axis=None) else []
+            gaps += [lacking(table) if table.notna().any(axis=None) else f"no run of {figure} is stored"]
             few = FEWEST if experiments.profile(profile).seeds < FEWEST else None
             commands[command(figure, profile, data, store.path, few)] = None
     if not claim.needs:
@@ -173,7 +185,7 @@ def judge(claim: Claim, profile: str, studies: dict[str, Study], store: Store, d
     row["n"] = min(map(len, given))
     enough = row["n"] >= (FEWEST if claim.needs else 1)
     told = ", ".join(filter(None, gaps))
-    if claim.needs and not row["n"] and not told:
+    if claim.needs and not row["runs"] and all(gap.startswith("no run") for gap in gaps):
         row["why"] = "none of its runs is stored"
     elif claim.needs and not enough:
         row["why"] = f"{FEWEST} complete seeds are needed, there are {row['n']}" + f": {told}" * bool(told)
@@ -185,23 +197,25 @@ def judge(claim: Claim, profile: str, studies: dict[str, Study], store: Store, d
     if not enough:
         return row
     verdict, p, part, note = claim.evaluate(*given)
-    if verdict == INCONCLUSIVE and not commands and part.needed <= MOST:
+    if verdict == INCONCLUSIVE and part.needed <= MOST:
         row["command"] = " && ".join(command(figure, profile, data, store.path, int(part.needed)) for figure in claim.needs)
     return row | {"estimate": part.found.value, "low": part.found.low, "high": part.found.high, "n": part.found.n,
-                  "unit": part.unit, "confidence": part.confidence, "verdict": verdict, "p": p, "note": note,
+                  "unit": part.unit, "part": part.name, "confidence": part.confidence, "verdict": verdict, "p": p, "note": note,
                   "smallest_effect": part.smallest, "seeds_needed": part.needed}
 
 
 def _costs(store: Store) -> pd.Series:
-    """Scoring passes in per cent of a training step, one a network, from the benchmarks (`bench*.json`) beside the runs;
-    of a network that several machines measured, that of the machine where it is dearest."""
-    dearest: dict[str, float] = {}
+    """Scoring passes in per cent of a training step, by network and machine, from the benchmarks (`bench*.json`) beside the
+    runs; of a network that several machines measured, that of the machine where it is dearest."""
+    dearest: dict[str, tuple[float, str]] = {}
     for place in sorted(store.path.glob("bench*.json")):
         try:
-            for row in json.loads(place.read_text())["costs"]:
+            result = json.loads(place.read_text())
+            for row in result["costs"]:
                 if row["cost"].startswith("E[BN]"):
-                    dearest[row["model"]] = max(100 * float(row["training_steps"]), dearest.get(row["model"], 0.0))
+                    here = 100 * float(row["training_steps"]), plain(str(result.get("machine", {}).get("device", "?")))
+                    dearest[row["model"]] = max(here, dearest.get(row["model"], here))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{place} is no benchmark ({error!r}); "
                              f"make it with: python -m gstlib bench --output {shlex.quote(str(place))}") from error
-    return pd.Series(dearest, dtype=float)
+    return pd.Series({f"{model} on {machine}": cost for model, (cost, machine) in dearest.items()}, dtype=float)

@@ -223,22 +223,25 @@ def instability_by_epoch(study: Study) -> Figure:
 def accuracy_by_instability(study: Study) -> Figure:
     """Figure 1 right: final test accuracy against mean instability, a point a run, means with 95% intervals.
 
-    The title states the paper's description, Pearson's r pooled over the pruned runs with its p; the unpruned mean is
-    a dotted line.
+    Instability on a logarithmic scale, as the claims compute with it.  The title states the paper's description,
+    Pearson's r pooled over the runs pruned in training with its p; what no event struck in training is a dotted line.
     """
     ax = axes("mean instability (points)", "final test accuracy")
-    ax.xaxis.set_major_formatter(_POINTS)
+    _by_tens(ax.set_xscale, ax.xaxis, _POINTS)
+    struck = []
     for label, runs in study.runs.groupby("label", sort=False):
-        pruning, colour = study.spec(label).pruning, method_colour(study.printed[label])
-        if pruning is None:
-            _unpruned(ax, runs["final_accuracy"])
+        pruning, colour, name = study.spec(label).pruning, method_colour(study.printed[label]), legend_name(study, label)
+        if pruning is None or pruning.scratch:
+            _level(ax, runs["final_accuracy"], colour, name)
             continue
-        ax.scatter(runs["mean_instability"], runs["final_accuracy"], s=18, color=colour, alpha=0.55, linewidths=0)
-        _diamond(ax, runs["mean_instability"], runs["final_accuracy"], colour, markersize=6, linewidth=1.2, zorder=3,
-                 markerfacecolor="white" if pruning.score == "l2" else colour, label=legend_name(study, label))
-    r, p, n = pooled(study.runs)
+        struck.append(label)
+        ax.scatter(10 ** runs["log_instability"], runs["final_accuracy"], s=18, color=colour, alpha=0.55, linewidths=0)
+        _diamond(ax, runs["log_instability"], runs["final_accuracy"], colour, x_of=_ten_to, markersize=6, linewidth=1.2,
+                 zorder=3, markerfacecolor="white" if pruning.score == "l2" else colour, label=name)
+    r, p, n = pooled(study.runs[study.runs["label"].isin(struck)])
     if np.isfinite(r):
-        ax.set_title(f"pooled r = {r:.2f}, p = {p:.2g}, n = {n}", fontsize="small")
+        sure = f", p = {p:.2g}" * (study.runs["seed"].nunique() >= FEWEST)
+        ax.set_title(f"pooled r = {r:.2f}{sure}, n = {n}", fontsize="small")
     return with_legend(ax)
 
 
@@ -268,7 +271,7 @@ def accuracy_by_stability(study: Study, by: str = "target") -> Figure:
                         path_effects=[withStroke(linewidth=3, foreground="white")], zorder=5)
     plain = study.runs.loc[study.runs["target"] == "none", "final_accuracy"]
     if len(plain):
-        _unpruned(ax, plain)
+        _level(ax, plain)
     return with_legend(ax)
 
 
@@ -292,23 +295,41 @@ def gains(rows: pd.DataFrame, names: dict[str, str]) -> Figure:
     return ax.figure
 
 
-def _diamond(ax: Axes, x: pd.Series, y: pd.Series, colour, **look) -> tuple[float, float]:
-    """Draw two means as one point with their intervals, and return them."""
-    a, b = t_interval(x.dropna()), t_interval(y.dropna())
-    ax.errorbar(a.value, b.value, xerr=bar(a), yerr=bar(b), color=colour, marker="D", capsize=2, **look)
-    return a.value, b.value
+def _same(value: float) -> float:
+    return value
+
+
+def _ten_to(value: float) -> float:
+    return 10.0**value
+
+
+def _by_tens(set_scale, axis, form) -> None:
+    """Make an axis logarithmic, with ticks at 1, 2 and 5 of each ten."""
+    set_scale("log")
+    axis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(), major_formatter=form)
+
+
+def _diamond(ax: Axes, x: pd.Series, y: pd.Series, colour, x_of=_same, y_of=_same, **look) -> tuple[float, float]:
+    """Draw two means as one point with their intervals, through `x_of` and `y_of`, and return the point."""
+    at, bars = [], []
+    for values, of in ((x, x_of), (y, y_of)):
+        found = t_interval(values.dropna())
+        at.append(of(found.value))
+        bars.append([[at[-1] - of(found.low)], [of(found.high) - at[-1]]] if found.n >= FEWEST else None)
+    ax.errorbar(*at, xerr=bars[0], yerr=bars[1], color=colour, marker="D", capsize=2, **look)
+    return tuple(at)
 
 
 def bar(found: Estimate) -> float | None:
     return found.high - found.value if found.n >= FEWEST else None
 
 
-def _unpruned(ax: Axes, values: pd.Series) -> None:
-    """The unpruned network's mean as a dotted line with its 95% interval."""
-    found = t_interval(values)
-    ax.axhline(found.value, color=_BLACK, linestyle=":", linewidth=1.4, label="no pruning", zorder=1)
+def _level(ax: Axes, values: pd.Series, colour=_BLACK, name: str = "no pruning", of=_same) -> None:
+    """The mean of what no event struck in training as a dotted line with its 95% interval, through `of`."""
+    found = t_interval(values.dropna())
+    ax.axhline(of(found.value), color=colour, linestyle=":", linewidth=1.4, label=name, zorder=1)
     if found.n >= FEWEST:
-        ax.axhspan(found.low, found.high, color=_BLACK, alpha=0.08, linewidth=0, zorder=0)
+        ax.axhspan(of(found.low), of(found.high), color=colour, alpha=0.08, linewidth=0, zorder=0)
 
 
 def sharpness_by_instability(study: Study, rows: pd.DataFrame, column: str, name: str) -> Figure:
@@ -318,26 +339,18 @@ def sharpness_by_instability(study: Study, rows: pd.DataFrame, column: str, name
     logarithmic.  What no event struck in training (no pruning, or pruning before it) is a dotted line.
     """
     ax = axes("mean instability (points)", name, shares=False)
-    logs = f"log_{column}" if f"log_{column}" in rows else column
-    ax.set(xscale="log", yscale="log" if logs != column else "linear")
-    for axis, form in ((ax.xaxis, _POINTS), (ax.yaxis, "{x:g}")):
-        if axis.get_scale() == "log":
-            axis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(), major_formatter=form)
-    unit = (lambda value: 10**value) if logs != column else (lambda value: value)
+    _by_tens(ax.set_xscale, ax.xaxis, _POINTS)
+    logs, of = (f"log_{column}", _ten_to) if f"log_{column}" in rows else (column, _same)
+    if logs != column:
+        _by_tens(ax.set_yscale, ax.yaxis, "{x:g}")
     for label in drawn(study, rows["label"].unique()):
         runs, colour, pruning = rows[rows["label"] == label], method_colour(study.printed[label]), study.spec(label).pruning
-        y = t_interval(runs[logs].dropna())
         if pruning is None or pruning.scratch:
-            ax.axhline(unit(y.value), color=colour, linestyle=":", linewidth=1.4, label=legend_name(study, label), zorder=1)
-            if y.n >= FEWEST:
-                ax.axhspan(unit(y.low), unit(y.high), color=colour, alpha=0.08, linewidth=0, zorder=0)
+            _level(ax, runs[logs], colour, legend_name(study, label), of)
             continue
-        x = t_interval(runs["log_instability"])
         ax.scatter(10 ** runs["log_instability"], runs[column], s=18, color=colour, alpha=0.55, linewidths=0)
-        bars = [None if found.n < FEWEST else [[each(found.value) - each(found.low)], [each(found.high) - each(found.value)]]
-                for found, each in ((x, lambda value: 10**value), (y, unit))]
-        ax.errorbar(10**x.value, unit(y.value), xerr=bars[0], yerr=bars[1], color=colour, marker="D", markersize=6, capsize=2,
-                    linewidth=1.2, zorder=3, label=legend_name(study, label))
+        _diamond(ax, runs["log_instability"], runs[logs], colour, _ten_to, of, markersize=6, linewidth=1.2, zorder=3,
+                 label=legend_name(study, label))
     return with_legend(ax)
 
 
@@ -437,7 +450,7 @@ def by_rate(study: Study, column: str) -> Figure:
               linestyle="--" if score == "l2" else "-")
     plain = study.runs.loc[study.runs["target"] == "none", column].dropna()
     if len(plain):
-        _unpruned(ax, plain)
+        _level(ax, plain)
     ticks = sorted(runs["rate"].unique())
     if ticks and ticks[-1] > 0.5:  # up to a single event that takes all: the small rates would lie in a heap
         ax.set_xscale("log")

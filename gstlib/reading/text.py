@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from fractions import Fraction
 
 import numpy as np
 import pandas as pd
@@ -51,10 +52,13 @@ def method(study: Study, label: str) -> str:
 
 
 def number(value: float, low: float, high: float, unit: str, confidence: float = 0.95, form: str = ".2f") -> str:
-    """An estimate with its interval and unit, logarithms as ratios; a dash where there is none."""
+    """An estimate with its interval (or, where its `confidence` is nan, its range) and unit, logarithms as ratios; a dash
+    where there is none."""
     if unit == RATIO:
         value, low, high = (10.0 ** np.clip(bound, -300, 300) for bound in (value, low, high))
         unit = "times"
+    if np.isnan(confidence):
+        return f"{value:{form}} (range {low:{form}} to {high:{form}}) {unit}"
     other = "" if confidence == 0.95 else f" ({confidence:.0%} interval)"
     return NONE if np.isnan(value) else f"{Estimate(value, low, high, 0, 0):{form}} {unit}".strip() + other
 
@@ -77,17 +81,30 @@ def by_seed(study: Study, label: str, column: str) -> pd.Series:
 
 
 def markdown_table(study: Study) -> str:
-    """One row a configuration: runs, events, and means in per cent with 95% intervals."""
+    """One row a configuration: runs, events a run, means with 95% intervals (of the training loss the geometric one), the
+    share of events that lowered accuracy, and how many took nothing."""
     rows = []
     for label in study.labels:
         final, best, instability, loss = (by_seed(study, label, column) for column in (
-            "final_accuracy", "best_accuracy", "mean_instability", "final_train_loss"))
-        events = study.runs.loc[study.runs["label"] == label, "events"].iloc[0] if len(final) else NONE
-        rows.append([method(study, label), len(final), events,
-                     *(number(*t_interval(each)[:3], "", form=".1f") for each in (final, best, instability)),
-                     number(*t_interval(loss / 100)[:3], "", form=".3f")])
+            "final_accuracy", "best_accuracy", "mean_instability", "log_train_loss"))
+        events = study.events[study.events["label"] == label] if len(study.events) else study.events
+        took = events[events["removed"] > 0] if len(events) else events
+        empty = f", {1 - len(took) / len(events):.0%} take nothing" if len(took) < len(events) else ""
+        rows.append([method(study, label), len(final), f"{len(events) / len(final):.0f}" if len(final) else NONE,
+                     *(number(*t_interval(each)[:3], "", form=".1f") for each in (final, best)),
+                     number(*t_interval(instability)[:3], "", form=".2g"),
+                     number(*(10.0**bound for bound in t_interval(loss)[:3]), "", form=".2g"),
+                     f"{(took['t_post'] < took['t_pre']).mean():.0%}{empty}" if len(took) else NONE])
     return markdown(rows, ["method", "runs", "events", "final accuracy, %", "best after the last event, %",
-                           "mean instability, points", "training loss"])
+                           "mean instability, points", "training loss, nats", "events that lower accuracy"])
+
+
+def empty_events(study: Study) -> str:
+    """A sentence on events that removed nothing, for their share was no whole filter; empty where there is none."""
+    empty = study.events[study.events["removed"] == 0] if len(study.events) else study.events
+    return "" if empty.empty else (
+        f"{len(empty)} of {len(study.events)} events ({len(empty) / len(study.events):.0%}) took nothing, for what was due was no "
+        "whole filter of so narrow a layer; they count in the mean instability with 0.")
 
 
 def comparison(study: Study, pairs: Iterable[tuple[str, str]], column: str = "final_accuracy") -> str:
@@ -258,35 +275,53 @@ def caption(study: Study, confidence: float = 0.95) -> str:
         raise InputError(f"no run of {study.experiment.name} is stored at profile {study.profile.name!r}; "
                          f"make them with: {study.command}")
     counts, about = study.runs.groupby("label").size(), study.provenance
+    wanted, missing = ({run.spec.id for run in runs} for runs in (study.wanted, study.missing))
     count = " to ".join(dict.fromkeys((f"{counts.min()}", f"{counts.max()}")))
     few = counts.max() < 3
     intervals = ", too few for intervals" if few else f"; intervals are {confidence:.0%} t intervals over seeds"
     days = about["finished"].str[:10]
-    text = (f"Data: {_listed(about['data_title'])}. Profile: {study.profile.title}. "
+    text = (f"Data: {_listed(about['data_title'])}. Profile: {study.profile.title}, {_sizes(study)}. "
             f"{count} run{'' if count == '1' else 's'} per configuration{intervals}. "
             f"Device: {_listed(about['device'])}. "
             f"Finished: {_prose(' to '.join(dict.fromkeys((days.min(), days.max()))))}. "
             f"Code: commit {_listed(about['commit'].map(short_commit))}.")
-    if left_out := len(study.wanted) - len(study.missing) - len(study.runs):
+    mixed = about.groupby("seed")[["device", *{"instructions"} & {*about}]].nunique().max(axis=1) > 1
+    if mixed.any():
+        text += (f" On more than one kind of processor, so not on one course until the first event: seed "
+                 f"{', '.join(map(str, mixed.index[mixed]))}.")
+    if left_out := len(wanted) - len(missing) - study.runs["run"].nunique():
         text += f" Left out: {left_out} runs of seeds that not every configuration has yet."
-    if study.missing:
-        text += (f" **Missing: {len(study.missing)} of {len(study.wanted)} runs ({_which(study.missing)}).** "
+    if missing:
+        text += (f" **Missing: {len(missing)} of {len(wanted)} runs ({_which(study.missing)}).** "
                  f"Make them with `{study.command}`.")
     return text
 
 
+def _sizes(study: Study) -> str:
+    """What was trained, from the specifications: width, images and epochs of each network."""
+    words = []
+    for name in dict.fromkeys(run.spec.model.name for run in study.wanted):
+        specs = [run.spec for run in study.wanted if run.spec.model.name == name]
+        images = [spec.data.train_size or np.inf for spec in specs], [spec.data.test_size or np.inf for spec in specs]
+        width, train, test, epochs = (
+            " to ".join(dict.fromkeys(form(end) for end in (min(each), max(each)))) for each, form in (
+                ([spec.model.width for spec in specs], lambda width: "full width" if width == 1 else f"width {Fraction(width)}"),
+                *((each, lambda n: "all" if n == np.inf else f"{n:,}") for each in images),
+                ([spec.optimiser.epochs for spec in specs], str)))
+        words.append(f"{name}: {width}, {train} training images, {epochs} epochs, events tested on {test} images")
+    return "; ".join(words)
+
+
 def _which(missing: Iterable[Labelled]) -> str:
-    """Which seeds of which configurations; of many that lack the same seeds the first, and how many more there are."""
+    """Which seeds of which configurations; of three and more that lack the same seeds the first, and how many there are."""
     lacks: dict[str, list[str]] = {}
     for run in missing:
         lacks.setdefault(run.label, []).append(str(run.spec.seed))
     alike: dict[str, list[str]] = {}
     for label, each in lacks.items():
         alike.setdefault(", ".join(each), []).append(label)
-    short = len(lacks) > _MANY
-    words = [(f"{labels[0]} and {len(labels) - 1} more", each) if short and len(labels) > 1 else (label, each)
-             for each, labels in alike.items() for label in (labels[:1] if short else labels)]
-    return "; ".join(f"{names}: seed {each}" for names, each in words)
+    return "; ".join(f"{' and '.join(labels if len(labels) < 3 else (labels[0], f'{len(labels) - 1} more'))}: seed {each}"
+                     for each, labels in alike.items())
 
 
 def _listed(values: pd.Series) -> str:

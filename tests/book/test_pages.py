@@ -84,7 +84,7 @@ def test_the_table_of_claims_has_a_row_a_claim_with_its_verdict_and_a_link_to_it
     c1 = found.set_index("id").loc["C1"]
     assert c1["verdict"] == "supported", "the made-up runs were made for this"
     estimate = f"{c1['estimate']:.2f} [{c1['low']:.2f}, {c1['high']:.2f}] points for a tenfold instability"
-    assert by_id["C1"][1:5] == ["r = .84, p = 1.3e-11", estimate, "3 (quarter)",
+    assert by_id["C1"][1:5] == ["r = .84, p = 1.3e-11", f"{estimate} slope", "3 (quarter)",
                                 f"supported Holm's p {c1['p_holm']:.2g}"]
     assert by_id["C2"][2:] == ["–", "0", "not run", "not run"]
     assert "verdict supported" in page.classes and "verdict not-run" in page.classes
@@ -97,8 +97,8 @@ def test_the_sentence_counts_verdicts_and_runs(judged):
     text = tables.verdicts_sentence(found, store)
     assert text.startswith("From 15 stored runs, the last finished on 2026-01-02.")
     assert f"At full width: {counts['supported']} supported" in text and f"At small scale: {len(claims.CLAIMS)} not run." in text
-    held = (found["p_holm"] < 0.05).sum()
-    assert f"(by Holm's p over all claims that were run: {held} of {counts['supported']} supported)" in text
+    lost = found.assign(p_holm=found["p_holm"].where(found["id"] != "C1", 0.06))
+    assert f"{counts['supported'] - 1} supported, 1 inconclusive" in tables.verdicts_sentence(lost, store)
 
 
 def test_an_empty_store_s_sentence_names_no_date(tmp_path):
@@ -116,9 +116,9 @@ def test_what_a_claim_says_is_escaped(judged):
 def test_beside_an_open_verdict_stands_what_the_seeds_could_have_found():
     row = {"verdict": "inconclusive", "small_scale": "supported", "p_holm": 0.4, "smallest_effect": 1.5, "seeds_needed": 14.0,
            "unit": "points"}
-    assert tables.aside(row) == "Holm's p 0.4, effects from 1.50 points on would be found, the one seen needs 14 seeds"
+    assert tables.aside(row) == "Holm's p 0.4, these seeds would find 1.50 points or more, what was seen needs 14 seeds"
     assert tables.aside(row | {"unit": "log10 ratio", "smallest_effect": 1.0, "seeds_needed": float("inf")}) == (
-        "Holm's p 0.4, effects from 10.00 times on would be found")
+        "Holm's p 0.4, these seeds would find 10.00 times or more")
     small = {f"small_{name}": value for name, value in row.items()} | {"small_scale": "supported"}
     assert tables.aside(small, "small_") == "Holm's p 0.4"
     assert tables.aside(row | {"verdict": "not run", "p_holm": float("nan")}) == ""

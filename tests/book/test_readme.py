@@ -44,15 +44,15 @@ def test_the_table_has_a_row_a_claim_that_was_run_and_counts_the_others(judged):
     run = table[(table["verdict"] != "not run") | (table["small_scale"] != "not run")]
     assert list(rows) == list(run["id"]) and 1 < len(rows) < len(table)
     for row in run.itertuples():
-        assert rows[row.id] == [row.statement, f"**{dict(front.TILES)[front.upheld(table)[row.Index]]}**", "not run"]
+        assert rows[row.id] == [row.statement, f"**{claims.upheld(table)[row.Index]}**", "not run"]
     assert f"Of the paper's {len(table)} claims {len(table) - len(run)} are not run yet." in text
 
 
-def test_a_verdict_that_holm_does_not_uphold_is_open(judged):
+def test_a_verdict_that_holm_does_not_uphold_is_inconclusive(judged):
     _, table = judged
     lost = table.assign(p_holm=table["p_holm"].where(table["id"] != "C1", 0.06))
     assert "**supported**" in readme.short(table).splitlines()[2] and readme.short(table).splitlines()[2].startswith("| C1 ")
-    assert "**open**" in readme.short(lost).splitlines()[2]
+    assert "**inconclusive**" in readme.short(lost).splitlines()[2]
 
 
 def test_the_picture_is_of_the_least_stable_way_at_the_largest_profile(judged, tmp_path):

@@ -273,7 +273,7 @@ def test_what_is_missing_is_left_out_and_named(tmp_path):
     lines = drawn(figures.by_rate(made, "final_accuracy"))
     assert len(lines["prune R"].get_xdata()) == len(lines["prune S, l2"].get_xdata()) == \
         len(lines["prune L, l2"].get_xdata()) - 1
-    assert "Missing: 2 of 26 runs (R r=40: seed 0; S r=60 l2: seed 0)" in text.caption(made)
+    assert "Missing: 2 of 26 runs (R r=40 and S r=60 l2: seed 0)" in text.caption(made)
 
 
 def test_of_many_configurations_that_lack_the_same_seeds_the_first_is_named_and_the_others_counted(tmp_path):

@@ -38,7 +38,7 @@ def test_a_row_a_configuration(figure1):
     values = figure1.runs[figure1.runs["label"] == "L r=40"]["final_accuracy"] * 100
     low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert rows["L r=40"][2] == f"{values.mean():.1f} [{low:.1f}, {high:.1f}]"
-    assert rows["none"][:2] == ["3", "0"] and rows["none"][4] == "–" and rows["none"][5] == "0.100 [0.100, 0.100]"
+    assert rows["none"][:2] == ["3", "0"] and rows["none"][4] == "–" and rows["none"][5] == "0.1 [0.1, 0.1]" and rows["none"][6] == "–"
 
 
 def test_a_method_has_the_name_of_the_figures_and_the_label_of_the_commands(figure1):

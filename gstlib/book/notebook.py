@@ -88,7 +88,8 @@ def prepare(names: Sequence[str], *, profile: str, data: str | None, seeds, devi
 class Chapter:
     """A chapter's studies, one for each experiment in `names`, and the ways in which it shows them.
 
-    `whole` is all that is stored, which judges; `studies`, which are shown, are of seeds that all configurations have.
+    `whole` is all that is stored, which judges and is compared; `studies`, which are shown, are of seeds that all
+    configurations have.
 
     `name` is the notebook's file name without its ending; the other arguments are the notebook's parameters, see
     `prepare`.  Raises what that raises, and `InputError` when `results` holds no run at all at the profile.
@@ -144,21 +145,30 @@ class Chapter:
         `name` names its files, `seen` says what is seen, `rows` gives the table behind it.  A panel without runs leaves
         no file, not even that of an earlier time when there were some.  None (see `larger`) shows nothing.
         """
-        if _nothing(study):
+        if self._lacks(study):
             for ending in ("-runs.csv", ".png", ".svg", ".csv"):
                 (self.output / f"{name}{ending}").unlink(missing_ok=True)
-            if study and (what := study.experiment).name not in self._told:
-                self._told.add(what.name)
-                whole = next((each for each in self.whole if each.experiment == what), study)  # which the command makes
-                held = ", ".join(study.runs["label"].unique())
-                lacks = (f"no run is stored at profile {self.profile} of what this panel shows"
-                         + f" except of {held}" * bool(held) + "; other panels without runs are left out.")
-                display(HTML(boxes.nothing(what, self.profile, whole.missing, study.command, self.store, lacks)))
             return
         self.show_figure(draw(study), name, rows(study), seen, text.caption(study, confidence),
                          {"runs": f"figures/{name}-runs.csv"}, text.outcome(study))
         text.runs_table(study).to_csv(self.output / f"{name}-runs.csv", index=False, float_format="%.6g",
                                       lineterminator="\n")
+
+    def _lacks(self, study: Study | None) -> bool:
+        """Whether nothing is stored of what `study` is about; the first time that this is said, with what it takes."""
+        if not _nothing(study):
+            return False
+        if study and (what := study.experiment).name not in self._told:
+            self._told.add(what.name)
+            held = ", ".join(study.runs["label"].unique())
+            lacks = (f"no run is stored at profile {study.profile.name} of what this panel shows"
+                     + f" except of {held}" * bool(held) + "; other panels without runs are left out.")
+            display(HTML(boxes.nothing(what, study.profile.name, self.all_of(study).missing, study.command, self.store, lacks)))
+        return True
+
+    def all_of(self, study: Study) -> Study:
+        """All that is stored where `study` is the part of it that is shown: seeds that not every configuration has, too."""
+        return next((each for each in self.whole if (each.experiment, each.profile) == (study.experiment, study.profile)), study)
 
     def show_figure(self, figure: Figure, name: str, rows: pd.DataFrame, seen: str, caption: str = "",
                     more: dict[str, str] | None = None, outcome: str = "") -> None:
@@ -205,9 +215,14 @@ class Chapter:
         display(Markdown(words))
 
     def state(self, study: Study | None, sentence: Callable[..., str], *details) -> None:
-        """Display what `sentence(study, *details)` computes; nothing where no run is stored."""
-        if not _nothing(study):
+        """Display what `sentence(study, *details)` computes, or what that takes (see `show`)."""
+        if not self._lacks(study):
             self.say(sentence(study, *details))
+
+    def compare(self, study: Study | None, pairs: Sequence[tuple[str, str]], column: str = "final_accuracy") -> None:
+        """Display how configurations differ, each pair over all seeds that both have: `text.comparison`."""
+        self.state(study and self.all_of(study).restrict({label for pair in pairs for label in pair}), text.comparison, pairs,
+                   column)
 
 
 def _nothing(study: Study | None) -> bool:

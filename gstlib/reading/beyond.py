@@ -179,6 +179,8 @@ def _fit(ax, part: pd.DataFrame, **look) -> None:
 
 def dose_table(rows: pd.DataFrame) -> str:
     """The mixed-effects regression's slopes (`mixed`) as Markdown; a sentence where there are too few runs for one."""
+    if (n := rows["seed"].nunique()) < FEWEST:
+        return f"*Too few runs for a regression with the seed as a random effect ({text.seeds(n)}, {FEWEST} are asked for).*"
     try:
         found = mixed(rows)
     except (ValueError, np.linalg.LinAlgError) as error:
@@ -189,7 +191,7 @@ def dose_table(rows: pd.DataFrame) -> str:
         shown = ("too few to tell", "") if math.isnan(each.p) else (
             text.number(*each[:3], "points", form="+.2f"), f"{each.p:.2g}")
         lines.append([f"{term} ways of pruning", *shown, each.n])
-    return text.markdown(lines, ["slope, for a tenfold instability", "estimate", "p", "n"])
+    return text.markdown(lines, ["slope, for a tenfold instability", "estimate", "p", "configurations or ways"])
 
 
 def mixed(rows: pd.DataFrame) -> dict[str, Estimate]:

@@ -252,7 +252,7 @@ def accuracy_by_stability(study: Study, by: str = "target") -> Figure:
     printed are written at the ends.  The scale is that of the falls, logarithmic but for the smallest, for most events
     leave nearly all.
     """
-    ax = axes("stability (mean share of $t_{pre}$ that an event leaves)", "final test accuracy")
+    ax = axes("stability (mean share of accuracy that an event leaves)", "final test accuracy")
     ax.set_xscale("function", functions=(lambda stable: np.arcsinh((stable - 1) / _SLIGHT), lambda x: 1 + _SLIGHT * np.sinh(x)))
     ax.xaxis.set(major_locator=FixedLocator(_STABLE), major_formatter=_PER_CENT)
     names = {"target": {"S": "prune S", "R": "prune R", "L": "prune L"},
@@ -398,8 +398,8 @@ def gap_by_decile(rows: pd.DataFrame, structure: str) -> Figure:
 
 def gap_by_magnitude(rows: pd.DataFrame, structure: str) -> Figure:
     """Figure 2: generalization gap against the mean magnitude pruned at epoch 35, means with 95% intervals."""
-    what = "weight" if structure == "weight" else "neuron's l2 norm"
-    ax = _gap_axes(f"mean pruned {what} at epoch 35", rows)
+    what = "magnitude of the pruned weights" if structure == "weight" else "l2 norm of the pruned neurons"
+    ax = _gap_axes(f"mean {what} at epoch 35", rows)
     part = rows[rows["structure"] == structure].dropna(subset=["gap", "magnitude"])
     for target, runs in part.groupby("target", sort=False):
         ax.scatter(runs["magnitude"], runs["gap"], s=16, color=_TARGETS[target], alpha=0.45, linewidths=0)

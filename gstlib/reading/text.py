@@ -146,6 +146,18 @@ def criteria(study: Study) -> str:
     return markdown(rows, ["method", "runs", "training accuracy at the end, %, lowest", "asked for", "met"])
 
 
+def not_learnt(studies: Iterable[Study]) -> str:
+    """Which configurations end below what `criteria` asks for, by study, with the lowest training accuracy of each."""
+    lines = []
+    for study in studies:
+        lowest = {label: by_seed(study, label, "final_train_accuracy").min() for label in study.labels}
+        below = [f"{method(study, label)} {value:.1f}%" for label, value in lowest.items()
+                 if value < TRAINED[study.spec(label).pruning is not None]]
+        lines += [f"- {study.experiment.title}: {', '.join(below)}"] * bool(below)
+    return ("Training accuracy at the end, the lowest of the runs, where it is below 100% (never pruned) or 99.9%:\n\n"
+            + "\n".join(lines)) if lines else "Every configuration learns its training images: 100% never pruned, 99.9% pruned."
+
+
 def outcome(study: Study) -> str:
     """What the runs of a study came to, for who does not see the figure: final test accuracy and mean instability, each
     configuration's mean over runs, or of many the extremes; empty where nothing is pruned."""

@@ -170,6 +170,17 @@ def test_a_panel_of_which_the_unpruned_network_or_one_way_alone_is_there_is_not_
     assert displayed[-2].alt.startswith("Seen. Final test accuracy: no pruning ") and "**Panel 1.**" in displayed[-1].data
 
 
+def test_a_comparison_is_over_all_seeds_that_both_have_though_a_third_lacks_some(tmp_path, chapter):
+    store = fill(tmp_path / "results")
+    lost = next(run for run in study(store, "figure1-vgg11").wanted if run.label == "S r=4")
+    store.file(lost.spec.id).unlink()
+    there, displayed = chapter(store, "smoke", "figure1-vgg11")
+    assert there.studies[0].runs["seed"].nunique() == 2 and there.whole[0].runs["seed"].nunique() == 3
+    there.compare(there.studies[0], [("L r=40", "none"), ("S r=4", "none")])
+    three, two = displayed[-1].data.splitlines()[2:]
+    assert three.rstrip("| ").endswith("3") and two.rstrip("| ").endswith("2")
+
+
 # ---------------------------------------------------------------- the largest profile
 
 def test_the_larger_study_is_at_the_largest_profile_with_three_seeds_of_every_configuration(tmp_path, chapter):

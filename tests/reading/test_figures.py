@@ -4,12 +4,13 @@ import matplotlib.backends.backend_agg
 import numpy as np
 import pandas as pd
 import pytest
-from made_up import DATA, fill, stock
+from made_up import DATA, fill, stock, write
 from scipy import stats
 
 from gstlib import experiments
 from gstlib.reading import figures, measures, text
 from gstlib.reading.study import study as study_of
+from gstlib.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -295,3 +296,16 @@ def test_a_method_has_one_colour_at_every_profile(study):
     ax = figures.accuracy_by_epoch(study("figure1-vgg11")).axes[0]
     colours = {line.get_label(): matplotlib.colors.to_hex(line.get_color()) for line in ax.get_lines()}
     assert colours["prune S, E[BN], 4%"] == figures.method_colour(printed["S r=4"]).lower()
+
+
+def test_what_was_pruned_before_training_is_a_level_and_no_point_of_the_correlation(tmp_path):
+    store, size = Store(tmp_path), experiments.profile("smoke")
+    data = experiments.data_spec(size, "digits", "f" * 64)
+    for run in experiments.experiment("final-figure2").runs(size, data, range(3)):
+        if not run.label.startswith("ResNet18"):
+            write(store, run, 0.6 + 0.01 * run.spec.seed, 0.1, "smoke")
+    vgg11 = study_of(store, "final-figure2").restrict(["none", "S r=4", "S r=40", "R r=40", "L r=40", "scratch"])
+    ax = figures.accuracy_by_instability(vgg11).axes[0]
+    levels = [line.get_label() for line in ax.get_lines() if line.get_linestyle() == ":"]
+    assert levels == ["no pruning", "prune S, l2, before training"] and ax.get_xscale() == "log"
+    assert len(vgg11.runs) == 18 and len(ax.collections) >= 4

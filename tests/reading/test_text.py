@@ -149,3 +149,49 @@ def test_a_rate_of_less_than_half_a_per_cent_is_not_said_to_be_none():
     runs = dict(experiments.experiment("final-figureC3").runs(experiments.profile("mini"), DATA, [0]))
     names = [text.legend_name(SimpleNamespace(spec=runs.get), label) for label in ("S r=1 10%", "S r=1 6%")]
     assert names == ["prune S, l1, 0.2%", "prune S, l1, 0.1%"]
+
+
+def test_a_caption_names_the_seeds_that_more_than_one_kind_of_processor_trained(figure1):
+    assert "kind of processor" not in text.caption(figure1)
+    about = figure1.provenance.assign(instructions="AVX512")
+    for column in ("device", "instructions"):
+        mixed = about.assign(**{column: about[column].where(about["run"] != about["run"].iloc[0], "another")})
+        seed = about["seed"].iloc[0]
+        assert text.caption(replace(figure1, provenance=mixed)).endswith(f"until the first event: seed {seed}.")
+
+
+def test_a_caption_states_what_its_runs_had_and_counts_each_run_once(tmp_path):
+    profile = experiments.profile("mini")
+    data = experiments.data_spec(profile, "cifar10-folder", "f" * 64)
+    store = Store(tmp_path)
+    for run in experiments.experiment("figure5").runs(profile, data, [10]):
+        if run.label in ("none", "zeroing 1105"):
+            write(store, run, 0.6, 0.1, "mini")
+    found = study(store, "figure5", "mini", seeds=[10])
+    words = text.caption(found)
+    assert "vgg11: width 1/2, 1,024 training images, 81 epochs, events tested on 4,000 images." in words
+    assert len(found.wanted) == 13 and f"Missing: 8 of {len({run.spec.id for run in found.wanted})} runs" in words
+    assert "full width, all training images" in text.caption(
+        replace(found, wanted=[run._replace(spec=found.printed[run.label]) for run in found.wanted]))
+
+
+def test_events_that_took_nothing_and_events_that_raised_accuracy_are_told(figure1):
+    assert text.empty_events(figure1) == ""
+    events = figure1.events.copy()
+    mine = events.index[events["label"] == "S r=40"]
+    events.loc[mine[: len(mine) // 2], "removed"] = 0
+    events.loc[mine[-1], "t_post"] = 0.9
+    changed = replace(figure1, events=events)
+    share = len(mine) // 2 / len(mine)
+    assert text.empty_events(changed).startswith(f"{len(mine) // 2} of {len(events)} events")
+    left = len(mine) - len(mine) // 2
+    assert cells(text.markdown_table(changed))["S r=40"][-1] == f"{(left - 1) / left:.0%}, {share:.0%} take nothing"
+    assert cells(text.markdown_table(figure1))["S r=40"][-1] == "100%"
+
+
+def test_what_does_not_learn_its_images_is_named_with_the_lowest_of_its_runs(figure1):
+    whole = replace(figure1, runs=figure1.runs.assign(final_train_accuracy=1.0))
+    assert text.not_learnt([whole]).startswith("Every configuration")
+    below = whole.runs.assign(final_train_accuracy=whole.runs["final_train_accuracy"].where(whole.runs["label"] != "S r=4", 0.998))
+    said = text.not_learnt([whole, replace(whole, runs=below)])
+    assert said.count("\n- ") == 1 and said.endswith("prune S, E[BN], 4% (`S r=4`) 99.8%"), said

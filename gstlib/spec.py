@@ -37,10 +37,6 @@ _LARGEST = 2**31  # no number of epochs, batches, images or seeds comes near it
 SEMANTICS = 2
 
 
-class NewerSpec(InputError):
-    """A specification that a newer gstlib wrote: it has fields or choices that this one does not know."""
-
-
 def later(default):
     """A field that came after runs were stored: left out of the JSON, hence of the id, while it has its default."""
     return field(default=default, metadata={"later": True})
@@ -234,7 +230,7 @@ class RunSpec:
 
     @classmethod
     def from_json(cls, text: str) -> RunSpec:
-        """Inverse of `to_json`. Raises `NewerSpec` for unknown fields, `InputError` where some are missing or wrong."""
+        """Inverse of `to_json`. Raises `InputError` for fields that are unknown, missing or wrong."""
         try:
             return _build(cls, json.loads(text))
         except (TypeError, OverflowError, RecursionError, json.JSONDecodeError) as error:
@@ -254,6 +250,12 @@ class RunSpec:
         """
         return ((epoch + 1) % self.test_every == 0 or epoch == self.optimiser.epochs - 1
                 or self.pruning is not None and any(map(self.pruning.schedule.struck, range(epoch - RECOVERY, epoch + 1))))
+
+    def tests(self) -> tuple[int, int, int]:
+        """How many epochs are tested, how many have an event, and how many strikes there are, each with a test."""
+        epochs = range(self.optimiser.epochs)
+        strikes = [self.pruning.schedule.struck(epoch) if self.pruning else 0 for epoch in epochs]
+        return sum(map(self.tested_after, epochs)), sum(map(bool, strikes)), sum(strikes)
 
 
 def _fields(part) -> dict:
@@ -277,7 +279,7 @@ def _build(cls, values):
         raise InputError(f"a {cls.__name__} must be a JSON object, not {values!r:.60}")
     kinds = _kinds(cls)
     if unknown := sorted(values.keys() - kinds.keys()):
-        raise NewerSpec(f"{cls.__name__} has fields that this gstlib does not know ({', '.join(unknown)[:200]}); update gstlib")
+        raise InputError(f"{cls.__name__} has fields that this gstlib does not know ({', '.join(unknown)[:200]}); update gstlib")
     missing = [f.name for f in _declared(cls) if f.name not in values and not f.metadata.get("later")]
     if missing:
         raise InputError(f"{cls.__name__} lacks {', '.join(missing)}")

@@ -9,7 +9,8 @@ import time
 import made_up
 import pytest
 
-from gstlib import data, experiments
+from gstlib import experiments
+from gstlib.campaign import todo
 from gstlib.store import Store
 
 SEEDS, PATIENCE = 129, 20  # seconds; two were asked for, on a machine that does nothing else
@@ -19,8 +20,8 @@ SEEDS, PATIENCE = 129, 20  # seconds; two were asked for, on a machine that does
 def test_ten_thousand_runs_are_listed_in_seconds(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda _: None)  # which is what takes time while so many are written
     store = Store(tmp_path / "results")
-    runs, _ = experiments.listed(experiments.EXPERIMENTS, "smoke", SEEDS, lambda _: data.identify("digits"))
-    stored = list({run.spec.id: run for _, run in runs}.values())[:10_000]
+    runs = todo.plan(experiments.EXPERIMENTS, "smoke", "digits", SEEDS)
+    stored = list({run.spec.id: run for run in runs}.values())[:10_000]
     for run in stored:
         made_up.write(store, run, 0.6, 0.1)
     assert len(stored) == 10_000
@@ -34,8 +35,8 @@ def test_ten_thousand_runs_are_listed_in_seconds(tmp_path, monkeypatch):
         return json.loads(done.stdout)
 
     known = {run.spec.id for run in stored}
-    assert [row["stored"] for row in command("list")] == [run.spec.id in known for _, run in runs]
-    assert sum(row["stored"] for row in command("status")) == sum(run.spec.id in known for _, run in runs)
+    assert [row["stored"] for row in command("list")] == [run.spec.id in known for run in runs]
+    assert sum(row["stored"] for row in command("status")) == sum(run.spec.id in known for run in runs)
     began = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "gstlib", "verify", "--results", str(store.path)], check=True,
                           capture_output=True, text=True)

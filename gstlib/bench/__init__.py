@@ -1,3 +1,3 @@
 """How fast training is (`measure`), and what the figures cost (`cost`)."""
 
-from gstlib.bench.cost import benchmarks, paper_spec
+from gstlib.bench.cost import paper_spec

@@ -8,9 +8,7 @@ floor, and say that.  Imports torch only to count operations.
 from __future__ import annotations
 
 import functools
-import json
 import math
-import shlex
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -20,7 +18,6 @@ import pandas as pd
 from tabulate import tabulate
 
 from gstlib import data, experiments
-from gstlib.errors import InputError
 from gstlib.spec import DataSpec, RunSpec
 from gstlib.store import Store
 
@@ -33,36 +30,11 @@ ALL = "all, each run once"
 _ALIKE = {"vgg19": "vgg11"}  # whose operations take as long, where a network was not measured itself
 
 
-def benchmarks(store: Store) -> list[dict]:
-    """What `python -m gstlib bench` wrote into the results folder (`bench*.json`), by file name.
-
-    Raises `InputError` for a file that holds something else.
-    """
-    found = []
-    for place in sorted(store.path.glob("bench*.json")):
-        try:
-            result = json.loads(place.read_text() if place.is_file() else "")  # a pipe is not waited for
-            if not {"machine", "rows", "techniques", "costs"} <= set(result):
-                raise ValueError("it lacks machine, rows, techniques or costs")
-        except (OSError, ValueError, TypeError, RecursionError) as error:
-            raise InputError(f"{place} is no benchmark ({error}); "
-                             f"make it with: python -m gstlib bench --output {shlex.quote(str(place))}") from error
-        found.append(result)
-    return found
-
-
 def paper_spec(model: str) -> RunSpec:
     """The first pruned run, at profile `paper`, of the figure that stands for `model`."""
     known = DataSpec("cifar10", "random images")
     runs = experiments.experiment(FIGURES[model]).runs(experiments.profile("paper"), known, [0])
     return next(run.spec for run in runs if run.spec.pruning is not None)
-
-
-def tests(spec: RunSpec) -> tuple[int, int, int]:
-    """How many epochs of a run are tested, how many have an event, and how many strikes there are, each with a test."""
-    epochs = range(spec.optimiser.epochs)
-    strikes = [spec.pruning.schedule.struck(epoch) if spec.pruning else 0 for epoch in epochs]
-    return sum(map(spec.tested_after, epochs)), sum(map(bool, strikes)), sum(strikes)
 
 
 class Count(NamedTuple):
@@ -114,7 +86,7 @@ def load(spec: RunSpec) -> tuple[int, float]:
     Counted are training, whole test passes (each tested epoch, each strike), and at the end every image of the set.
     The least is the larger of operations over peak and memory traffic over bandwidth, training and testing apart.
     """
-    (train, test), (tested, _, strikes), o = data.sizes(spec.data), tests(spec), spec.optimiser
+    (train, test), (tested, _, strikes), o = data.sizes(spec.data), spec.tests(), spec.optimiser
     counted = count(spec.model.name, spec.model.width, spec.data.classes)
     steps, measured = math.ceil(train / o.batch_size), (tested + strikes) * test + sum(data.whole(spec.data))
     training, testing = counted.operations(o.epochs * train), counted.operations(measured, training=False)
@@ -139,7 +111,7 @@ def durations(store: Store) -> Callable[[RunSpec, str], tuple[float, str]]:
             # "all" images of a folder may be any number, which a run's provenance states
             sizes = about.get("images", (spec.data.train_size, spec.data.test_size))
             stored[device, _shape(spec, sizes)].append(about["seconds"] / (CORES if device == "cpu" else 1))
-    for row in (row for result in benchmarks(store) for row in result["rows"] if row.get("steps_per_s")):
+    for row in (row for result in store.benchmarks("rows") for row in result["rows"] if row.get("steps_per_s")):
         seconds = row["train_s_per_run"] + row["test_s_per_run"] + row["events_s_per_run"]
         paces[row["device"], row["model"]].append(seconds / row["operations_per_run"])
 

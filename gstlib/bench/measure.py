@@ -24,11 +24,12 @@ from tqdm import tqdm
 from gstlib import models
 from gstlib.bench import cost
 from gstlib.convolution import Conv2d, has_bf16
-from gstlib.data import SIDE, Images, sizes, whole
+from gstlib.data import SIDE, sizes, whole
 from gstlib.errors import InputError, check_choice
 from gstlib.spec import RunSpec
 from gstlib.training import train
 from gstlib.training.engine import Engine, cores, ran_out, switched_off
+from gstlib.training.pace import synthetic
 from gstlib.training.provenance import provenance
 
 SWITCHES = {"capture": "CUDA graph", "streams": "streams", "fuse": "compiled", "autotune": "cuDNN autotuning"}
@@ -46,16 +47,6 @@ class Effort(NamedTuple):
         """Training steps in a block, at most an epoch's."""
         epoch = -(-sizes(spec.data)[0] // spec.optimiser.batch_size)
         return max(1, round(min(epoch, self.products / cost.count(spec.model.name, spec.model.width).products)))
-
-
-@functools.lru_cache(maxsize=2)
-def synthetic(n: int, test: int) -> Images:
-    """`n` training and `test` test images of random pixels, ten classes, the same ones every time."""
-    g = torch.Generator().manual_seed(0)
-    parts = [part for size in (n, test) for part in (
-        torch.randint(0, 256, (size, 3, SIDE, SIDE), dtype=torch.uint8, generator=g),
-        torch.randint(0, 10, (size,), generator=g))]
-    return Images(*parts, "cifar10", "random images", "random images")
 
 
 class Case(NamedTuple):
@@ -200,7 +191,7 @@ def row(case: Case, timing: Timing | None, plain: float, device: torch.device, p
     about = {"model": spec.model.name, "device": device.type, "replicas": case.replicas}
     if timing is None:
         return about | {"steps_per_s": None, "ratio_to_plain_loop": None, "note": "does not fit into memory"}
-    (train_images, test_images), (tested, events, strikes) = sizes(spec.data), cost.tests(spec)
+    (train_images, test_images), (tested, events, strikes) = sizes(spec.data), spec.tests()
     counted = cost.count(spec.model.name, spec.model.width, spec.data.classes)
     step = timing.step / case.replicas
     # tested side by side on a CPU, in turn on a GPU

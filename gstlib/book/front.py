@@ -77,9 +77,9 @@ def questions(root: Path) -> str:
 def pruned_or_not(runs: Study) -> str:
     """How far pruned runs end above unpruned ones, in a sentence with its interval over seeds."""
     accuracy = 100 * runs.runs.pivot(index="seed", columns="label", values="final_accuracy").dropna()
-    found = t_interval(accuracy.drop(columns="none", errors="ignore").mean(axis=1) - accuracy.get("none", float("nan")))
-    if found.n < FEWEST:
+    if len(accuracy) < FEWEST or "none" not in accuracy:
         return ""
+    found = t_interval(accuracy.drop(columns="none").mean(axis=1) - accuracy["none"])
     low, high = (f"{number:+.2f}".replace("-", "−") for number in found[1:3])
     return (f"Pruned networks end {abs(found.value):.2f} points {'above' if found.value > 0 else 'below'} those left whole "
             f"({low} to {high}).")

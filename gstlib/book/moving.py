@@ -147,9 +147,10 @@ def fall_and_recovery(study: Study) -> alt.VConcatChart:
     best = max(ways, key=lambda way: max((abs(c) for e in events if e["way"] == way for c in e["change"]), default=0))
     way = alt.param("way", value=best, bind=alt.binding_select(options=[*ways], name="Method"))
     seeds = sorted({row["seed"] for row in rows})
-    seed = alt.param("seed", value=seeds[0], bind=alt.binding_select(options=seeds, name="Seed"))
+    first = min(e["seed"] for e in events if e["way"] == best)
+    seed = alt.param("seed", value=first, bind=alt.binding_select(options=seeds, name="Seed"))
     now = alt.param("epoch", value=last, bind=alt.binding_range(min=0, max=last, step=1, name="Epoch"))
-    deepest = min(min(e["change"]) for e in events if (e["way"], e["seed"]) == (best, seeds[0]))
+    deepest = min(min(e["change"]) for e in events if (e["way"], e["seed"]) == (best, first))
     this = "datum.way == way && datum.seed == seed"
     x = alt.X("epoch:Q", title=None, scale=alt.Scale(domain=[0, last], nice=False, padding=0))
     # one scale for all runs: they compare, and an epoch before the first test or a run that is not stored leaves it whole

@@ -135,7 +135,7 @@ def claims_html(table: pd.DataFrame) -> str:
     lines = ['<table class="table claims">', "<thead><tr>", *(f"<th>{name}</th>" for name in headings),
              "</tr></thead>", "<tbody>"]
     for row in table.to_dict("records"):
-        link = f'<a href="{PAGES.get(row["id"], PAGES[row["figure"]])}.html"><strong>{row["id"]}</strong></a>'
+        link = f'<a href="{PAGES.get(row["id"], PAGES.get(row["figure"], "chapters/claims"))}.html"><strong>{row["id"]}</strong></a>'
         full, small = (NONE if (shown := number(row, prefix)) == NONE else
                        f"{escape(shown)} <small>{escape(row[prefix + 'part'])}</small>" for prefix in ("", "small_"))
         n, other = row["n"], counted[row["id"]].replace("seeds", "")

@@ -6,12 +6,12 @@ import random
 import tempfile
 from typing import NamedTuple
 
-import pandas as pd
 from tqdm import tqdm
 
 from gstlib import data
 from gstlib.errors import InputError
 from gstlib.store import Run, Store
+from gstlib.store.runs import same_rows
 from gstlib.training import train
 from gstlib.training.engine import pick_device
 
@@ -60,20 +60,15 @@ def audit(store: Store, profile: str, source: str, run_id: str | None = None, de
 
 def compare(stored: Run, again: Run) -> Audit:
     """What `audit` says of a run and its repetition."""
-    before, now = ({name: table.drop(columns="seconds", errors="ignore") for name, table in run.tables.items()}
-                   for run in (stored, again))
-    same = before.keys() == now.keys() and all(table.equals(now[name]) for name, table in before.items())
+    before, now, same = stored.tables, again.tables, same_rows(stored, again)
     # a GPU's own kernels may add up in another order each time
     alike = again.provenance["device_type"] == "cpu" and all(
         stored.provenance.get(what) == again.provenance[what] for what in ("device", "instructions", "versions"))
     loss, accuracy = (float(now[table][column].iloc[0] - before[table][column].iloc[0])
                       for table, column in (("epoch", "train_loss"), ("final", "accuracy")))
     loss /= float(before["epoch"]["train_loss"].iloc[0])
-    removed = _removed(before["event"]) == _removed(now["event"])
+    counts = ["epoch", "layer", "removed", "removed_total"]
+    removed = before["event"][counts].equals(now["event"][counts])
     near = removed and abs(loss) <= FIRST_LOSS and abs(accuracy) <= FINAL_ACCURACY
     return Audit(stored.spec.id, stored.spec.model.name, stored.provenance["profile"], alike, same, loss, accuracy, removed,
                  same or (near and not alike))
-
-
-def _removed(events: pd.DataFrame) -> list:
-    return events[["epoch", "layer", "removed", "removed_total"]].to_numpy().tolist()

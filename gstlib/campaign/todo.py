@@ -48,8 +48,12 @@ def plan(figures: Iterable[str], profile: str, source: str | None = None, seeds=
     source: what `data.load` takes; None: the profile's own data set.
     seeds: what `experiments.parse_seeds` takes; None: the profile's number.
     """
-    runs, _ = experiments.listed(figures, profile, seeds, lambda own: data.identify(source or own))
-    return [Task(*run, profile, source or experiments.profile(profile).data, figure) for figure, run in runs]
+    size, chosen = experiments.profile(profile), [experiments.experiment(figure) for figure in figures]
+    experiments.parse_seeds(1 if seeds is None else seeds)  # wrong ones are told before the data are looked for
+    source = source or size.data
+    spec = experiments.data_spec(size, *data.identify(source))
+    return [Task(*run, profile, source, what.name) for what in chosen for run in what.runs(
+        size, spec, experiments.parse_seeds(what.seeds(size) if seeds is None else seeds, size.first_seed))]
 
 
 def campaign(device: str, source: str | None = None) -> list[Task]:

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import pandas as pd
 
 from gstlib.claims import evaluations as e
 from gstlib.claims.rules import NOT_RUN, Finding, Part, adjusted, decide, part
-from gstlib.claims.statements import Claim
+from gstlib.claims.statements import _ABOVE, _BOTH, Claim
 from gstlib.claims.verdicts import judge
 from gstlib.reading.beyond import mixed
 from gstlib.reading.interval import slopes
@@ -102,14 +103,6 @@ def _dose(t: pd.DataFrame, term: str) -> Finding:
                   Part("the same in the mixed-effects regression", found, p, 1 - p, unit))
 
 
-def dose_within(t: pd.DataFrame) -> Finding:
-    return _dose(t, "within")
-
-
-def dose_between(t: pd.DataFrame) -> Finding:
-    return _dose(t, "between")
-
-
 def benefit_remains(t: pd.DataFrame) -> Finding:
     gains = [gain(t, other) for other in OTHERS]
     together = part("with all of them together", gain(t, TOGETHER))
@@ -132,8 +125,6 @@ def helps_elsewhere(t: pd.DataFrame) -> Finding:
     return decide(part("gain of prune L", gain(t, "")))
 
 
-_BOTH = "each part's 95% interval above zero"
-_ABOVE = "the 95% interval above zero"
 _SLOPED = ("the 95% interval above zero, both over seeds and in a mixed-effects regression with random effects of seed, way "
            "and configuration")
 _SLOPES = ("slope of final accuracy on log10 of mean instability over five targets and scores at five rates and zeroing at "
@@ -179,10 +170,10 @@ PREDICTIONS = (
           "20% wrong: log ratio of the training loss at the end, no pruning over prune L at 13%; true labels in the note",
           _ABOVE, trains_better, {"beyond-labels": {"log_train_loss": _each(*WRONG[:2])}}),
     Claim("D1", "Within a way of pruning, at the same total, the dose that is less stable leaves the more accurate network.",
-          DAY, "beyond-dose", _SLOPES + "doses less their way's mean", _SLOPED, dose_within,
+          DAY, "beyond-dose", _SLOPES + "doses less their way's mean", _SLOPED, partial(_dose, term="within"),
           {"beyond-dose": dict.fromkeys(("log_instability", "accuracy"), sum(WAYS.values(), ()))}),
     Claim("D2", "Between ways of pruning, the less stable way leaves the more accurate network.", DAY, "beyond-dose",
-          _SLOPES + "the six ways' means", _SLOPED, dose_between,
+          _SLOPES + "the six ways' means", _SLOPED, partial(_dose, term="between"),
           {"beyond-dose": dict.fromkeys(("log_instability", "accuracy"), sum(WAYS.values(), ()))}),
     Claim("R1", "The benefit remains beside other regularisers: weight decay, augmentation, label smoothing, SGD with "
           "momentum.", DAY, "beyond-regularisers", _AT + "mean over the four, each with the one regulariser; each and all "

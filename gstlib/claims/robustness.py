@@ -10,7 +10,7 @@ import pandas as pd
 
 from gstlib.claims.rules import FEWEST, NOT_RUN
 from gstlib.claims.statements import CLAIMS
-from gstlib.claims.verdicts import ReadOnce, data_by_profile, judge, studies_at
+from gstlib.claims.verdicts import ReadOnce, judge, studies_at
 from gstlib.reading import measures
 from gstlib.reading.study import Study
 from gstlib.store import Store
@@ -34,11 +34,6 @@ def relative_instability(study: Study) -> Study:
     return replace(study, runs=study.runs.assign(mean_instability=mean, log_instability=log))
 
 
-def without_seed(study: Study, seed: int) -> Study:
-    """The same, had `seed` never been asked for."""
-    return study.restrict(study.labels, [run.spec.seed for run in study.wanted if run.spec.seed != seed])
-
-
 def robustness(store: Store, profile: str, data: str | None = None, seeds=None) -> pd.DataFrame:
     """Each verdict at `profile` again, by other measures and without each seed in turn.
 
@@ -47,11 +42,11 @@ def robustness(store: Store, profile: str, data: str | None = None, seeds=None) 
     `data` and `seeds` as in `claims.evaluate`.
     """
     store = ReadOnce(store.path)
-    studies, data = studies_at(store, profile, data_by_profile(store).get(profile, set()), seeds, data)
+    studies, data = studies_at(store, profile, seeds, data)
     ways: dict[str, Callable[[Study], Study]] = {
         DECIDED: lambda study: study, "best accuracy": best_accuracy, "relative instability": relative_instability}
     asked = sorted({run.spec.seed for study in studies.values() for run in study.wanted})
-    ways |= {f"{ONE_LESS} {seed}": lambda study, seed=seed: without_seed(study, seed) for seed in asked}
+    ways |= {f"{ONE_LESS} {seed}": lambda study, left=[*{*asked} - {seed}]: study.restrict(study.labels, left) for seed in asked}
     rows, whole = [], {}
     for way, change in ways.items():
         changed = {figure: change(study) if len(study.runs) else study for figure, study in studies.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import shlex
 
@@ -13,7 +12,7 @@ from gstlib import experiments
 from gstlib.claims.evaluations import PRUNE_L
 from gstlib.claims.rules import CONTRADICTED, FEWEST, INCONCLUSIVE, NOT_RUN, SUPPORTED, adjusted
 from gstlib.claims.statements import CLAIMS, Claim
-from gstlib.errors import InputError, plain
+from gstlib.errors import plain
 from gstlib.reading import measures
 from gstlib.reading.interval import LEVEL
 from gstlib.reading.measures import KEYS
@@ -38,14 +37,6 @@ class ReadOnce(Store):
 
     def runs(self, ids=None):
         return filter(None, map(self._one, self.ids() if ids is None else ids))
-
-
-def data_by_profile(store: Store) -> dict[str, set[str]]:
-    """The names of the data sets of which runs are stored, by profile."""
-    held: dict[str, set[str]] = {}
-    for _, spec, about in store.about():
-        held.setdefault(about["profile"], set()).add(spec.data.name)
-    return held
 
 
 def values(study: Study, column: str) -> pd.DataFrame:
@@ -109,9 +100,10 @@ def evaluate(store: Store, profile: str | None = None, data: str | None = None, 
     reduced = profile if profile not in (None, *FULL_WIDTH) else SMALL
     full = FULL_WIDTH if profile is None else [profile] if profile in FULL_WIDTH else []
     store = ReadOnce(store.path)
-    held = data_by_profile(store)
-    found = {name: _at(store, name, held.get(name, set()), seeds, data) for name in (*full, reduced)}
-    rows = []
+    rows, found = [], {}
+    for name in (*full, reduced):
+        studies, known = studies_at(store, name, seeds, data)
+        found[name] = {claim.id: judge(claim, name, studies, store, known) for claim in CLAIMS}
     for claim in CLAIMS:
         small = found[reduced][claim.id]
         judged = next((name for name in full if found[name][claim.id]["verdict"] != NOT_RUN), None)
@@ -145,15 +137,10 @@ def upheld(table: pd.DataFrame, prefix: str = "") -> pd.Series:
     return found.mask(decided & table[f"{prefix}p"].notna() & (table[f"{prefix}p_holm"] >= LEVEL), INCONCLUSIVE)
 
 
-def _at(store: Store, profile: str, held: set[str], seeds, asked: str | None) -> dict[str, dict]:
-    """Every claim judged at one profile, by id, on the data `asked` for, else of those `held` on the profile's own."""
-    studies, data = studies_at(store, profile, held, seeds, asked)
-    return {claim.id: judge(claim, profile, studies, store, data) for claim in CLAIMS}
-
-
-def studies_at(store: Store, profile: str, held: set[str], seeds=None,
-               asked: str | None = None) -> tuple[dict[str, Study], str | None]:
-    """The studies that claims need at a profile, by figure (none where no run is stored), and their data; see `_at`."""
+def studies_at(store: Store, profile: str, seeds, asked: str | None) -> tuple[dict[str, Study], str | None]:
+    """The studies that claims need at a profile, by figure (none where no run is stored), and the data that they are of:
+    what is `asked` for, else of what is held the profile's own."""
+    held = {spec.data.name for _, spec, about in store.about() if about["profile"] == profile}
     data = meant(asked, experiments.profile(profile), held) if held else asked
     figures = dict.fromkeys(figure for claim in CLAIMS for figure in claim.needs)
     there = held and held & may_mean(data)
@@ -208,14 +195,8 @@ def _costs(store: Store) -> pd.Series:
     """Scoring passes in per cent of a training step, by network and machine, from the benchmarks (`bench*.json`) beside the
     runs; of a network that several machines measured, that of the machine where it is dearest."""
     dearest: dict[str, tuple[float, str]] = {}
-    for place in sorted(store.path.glob("bench*.json")):
-        try:
-            result = json.loads(place.read_text())
-            for row in result["costs"]:
-                if row["cost"].startswith("E[BN]"):
-                    here = 100 * float(row["training_steps"]), plain(str(result.get("machine", {}).get("device", "?")))
-                    dearest[row["model"]] = max(here, dearest.get(row["model"], here))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{place} is no benchmark ({error!r}); "
-                             f"make it with: python -m gstlib bench --output {shlex.quote(str(place))}") from error
+    for result in store.benchmarks("costs"):
+        for row in (row for row in result["costs"] if row["cost"].startswith("E[BN]")):
+            here = 100 * float(row["training_steps"]), plain(str(result.get("machine", {}).get("device", "?")))
+            dearest[row["model"]] = max(here, dearest.get(row["model"], here))
     return pd.Series({f"{model} on {machine}": cost for model, (cost, machine) in dearest.items()}, dtype=float)

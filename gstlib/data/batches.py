@@ -68,10 +68,6 @@ class Loader:
                              ("flips", self._flips)):
             tensor.copy_(state[name])
 
-    def begin_test(self) -> None:
-        """Go to the first test image."""
-        self.position.zero_()
-
     def _next(self, size: int) -> torch.Tensor:
         places = self.position + torch.arange(size, device=self.device)
         self.position.add_(size)

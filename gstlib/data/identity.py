@@ -135,9 +135,9 @@ def recall(source: str | os.PathLike) -> Known | None:
     return None
 
 
-def remember(key: str, known: Known) -> None:
+def remember(key: str | None, known: Known) -> None:
     """Keep what was found under `key`, for `recall`; a cache that cannot be written is done without."""
-    with suppress(OSError):
+    with suppress(OSError, TypeError):  # also where there is no key
         place = kept(key, "json")
         place.parent.mkdir(parents=True, exist_ok=True)
         files.write_whole(place, lambda file: file.write(json.dumps(known._asdict()).encode()))

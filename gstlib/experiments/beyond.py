@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from gstlib.experiments.figures import Experiment, Labelled, by_rate, each_seed, vgg11
+from gstlib.experiments.figures import Experiment, Labelled, by_rate, each_seed, struck, vgg11
 from gstlib.experiments.profiles import Profile, Size
 from gstlib.spec import DataSpec, RunSpec
 
@@ -76,9 +76,8 @@ def labels(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Label
     """
     profile = _brief(profile)
     few = {"none": None, "L r=40": vgg11(profile, 40, target="L")}
-    zeroed, noisy = (vgg11(profile, 40, target="L", score="l2", effect=effect, batches=batches)
-                     for effect, batches in (("zero", 50), ("gaussian", 1500)))
-    every = few | {"S r=40": vgg11(profile, 40, target="S"), "zeroing 50": zeroed, "gaussian 1500": noisy}
+    every = few | {"S r=40": vgg11(profile, 40, target="S"), "zeroing 50": struck(profile, "zero", 50),
+                   "gaussian 1500": struck(profile, "gaussian", 1500)}
     return [Labelled(run.label + f", {share:.0%} wrong" * (share > 0), run.spec) for seed in seeds for share in WRONG
             for run in each_seed(profile, dataclasses.replace(data, wrong_labels=share), [seed], "vgg11",
                                  every if share <= WRONG[1] else few)]
@@ -90,13 +89,10 @@ def dose(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labelle
     S, R and L by E[BN] and by l2 at five rates are Figure 4's; filters held at zero and let go are struck at four rates
     for 50 batches, and at one rate for five durations.
     """
-    def zeroed(r: int, batches: int):
-        return vgg11(profile, r, target="L", score="l2", effect="zero", batches=batches)
-
     return each_seed(profile, data, seeds, "vgg11", {
         **by_rate(profile),
-        **{f"zeroing {k}": zeroed(40, k) for k in (0, 5, 15, 50, 1500)},
-        **{f"zeroing 50 r={r}": zeroed(r, 50) for r in (20, 60, 100)},
+        **{f"zeroing {k}": struck(profile, "zero", k) for k in (0, 5, 15, 50, 1500)},
+        **{f"zeroing 50 r={r}": struck(profile, "zero", 50, r) for r in (20, 60, 100)},
     })
 
 

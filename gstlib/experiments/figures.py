@@ -81,6 +81,10 @@ def vgg11(profile, retrain: int, **fields) -> PruningSpec:
                         **fields)
 
 
+def struck(profile, effect: str, batches: int = 0, r: int = 40) -> PruningSpec:
+    return vgg11(profile, r, target="L", score="l2", effect=effect, batches=batches)
+
+
 def resnet18(profile, retrain: int, start=(3, 4, 5, 6), end=(150, 150, 170, 275),
               fraction=(0.25, 0.4, 0.25, 0.95), **fields) -> PruningSpec:
     return pruning_spec(profile, "resnet18", RESNET18_LAST, start, end, fraction, retrain, **fields)
@@ -190,15 +194,12 @@ def figure5(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labe
     Gaussian noise stays in the weights; "transient" is the other reading,
     which overlays them and is gone afterwards.
     """
-    def effect(name: str, batches: int = 0) -> PruningSpec:
-        return vgg11(profile, 40, target="L", score="l2", effect=name, batches=batches)
-
     return each_seed(profile, data, seeds, "vgg11", {
         "none": None,
-        "L l2 weights": effect("remove-weights"),
-        **{f"{name} {k}": effect(kind, k)
+        "L l2 weights": struck(profile, "remove-weights"),
+        **{f"{name} {k}": struck(profile, kind, k)
            for name, kind in (("zeroing", "zero"), ("gaussian", "gaussian")) for k in (0, 50, 1500, 1105)},
-        **{f"transient {k}": effect("gaussian-transient", k) for k in (50, 1500, 1105)},
+        **{f"transient {k}": struck(profile, "gaussian-transient", k) for k in (50, 1500, 1105)},
     })
 
 

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from gstlib.experiments.figures import (
-    RESNET18_LAST, VGG11_LAST, Experiment, Labelled, each_seed, pruning_spec, resnet18, vgg11)
+    RESNET18_LAST, VGG11_LAST, Experiment, Labelled, each_seed, pruning_spec, resnet18, struck, vgg11)
 from gstlib.experiments.profiles import Profile, rounded
 from gstlib.spec import DataSpec, PruningSpec
 
@@ -87,14 +87,11 @@ def figure5(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labe
     Cumulative zeroing holds at zero every filter that an event has targeted so far, and then restores their weights,
     scale, shift and running statistics.
     """
-    def struck(effect: str, batches: int = 0) -> PruningSpec:
-        return vgg11(profile, 40, target="L", score="l2", effect=effect, batches=batches)
-
     return each_seed(profile, data, seeds, "vgg11", {
-        "none": None, "L l2 weights": struck("remove-weights"),
-        **{f"{name} {k}": struck(effect, k) for name, effect in (("zeroing", "zero"), ("gaussian", "gaussian"))
+        "none": None, "L l2 weights": struck(profile, "remove-weights"),
+        **{f"{name} {k}": struck(profile, effect, k) for name, effect in (("zeroing", "zero"), ("gaussian", "gaussian"))
            for k in (1, 50, 1105)},
-        **{f"cumulative {k}": struck("zero-cumulative", k) for k in CUMULATIVE}})
+        **{f"cumulative {k}": struck(profile, "zero-cumulative", k) for k in CUMULATIVE}})
 
 
 def figure_b2(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labelled]:

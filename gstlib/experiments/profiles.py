@@ -123,14 +123,14 @@ def parse_seeds(text: str | int | Iterable[int], first: int = 0) -> list[int]:
     """Seeds from a number of them (3 -> `first` and the two after it), a range ("2-5"), a list ("0,4,7"), or integers
     as they are."""
     if not isinstance(text, (int, str)):
-        return [int(seed) for seed in text]
+        return list(dict.fromkeys(map(int, text)))
     whole = str(text).strip()
     if match := re.fullmatch("([0-9]{1,12})-([0-9]{1,12})", whole):
         low, high = int(match[1]), int(match[2]) + 1
     elif re.fullmatch("[0-9]{1,12}", whole):
         low, high = first, first + int(whole)
     elif re.fullmatch("[0-9]{1,12}( *, *[0-9]{1,12})* *,?", whole):
-        return [int(part) for part in whole.split(",") if part.strip()]
+        return list(dict.fromkeys(int(part) for part in whole.split(",") if part.strip()))
     else:
         raise InputError(f"seeds {text!r} is neither a number, a range like 2-5, nor a list like 0,4,7")
     if not 0 < high - low <= _MOST_SEEDS:

@@ -123,16 +123,13 @@ def forgotten(events: pd.DataFrame) -> pd.DataFrame:
 
 def share_recovered(wait: np.ndarray, recovered: np.ndarray, epochs: int = FEW_EPOCHS) -> float:
     """The share of clusters back within so many epochs, by Kaplan and Meier (a wait cut off counts while seen)."""
-    wait, recovered = np.asarray(wait), np.asarray(recovered, dtype=bool)
-    left = 1.0
-    for time in np.unique(wait[recovered & (wait <= epochs)]):
-        left *= 1 - (recovered & (wait == time)).sum() / (wait >= time).sum()
-    return 1 - left
+    seen = stats.CensoredData.right_censored(np.asarray(wait), ~np.asarray(recovered, dtype=bool))
+    return float(stats.ecdf(seen).cdf.evaluate(epochs))
 
 
-def recovered_within(clusters: pd.DataFrame, epochs: int = FEW_EPOCHS) -> pd.DataFrame:
+def recovered_within(clusters: pd.DataFrame) -> pd.DataFrame:
     """A row a run: `recovered`, the share of its `recovery` clusters that were back within so many epochs."""
-    return pd.DataFrame([(*key, share_recovered(rows["wait"], rows["recovered"], epochs))
+    return pd.DataFrame([(*key, share_recovered(rows["wait"], rows["recovered"]))
                          for key, rows in clusters.groupby(KEYS, sort=False)], columns=[*KEYS, "recovered"])
 
 

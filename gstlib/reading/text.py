@@ -126,12 +126,10 @@ def comparison(study: Study, pairs: Iterable[tuple[str, str]], column: str = "fi
 def training_beside_test(study: Study) -> str:
     """Did what gained accuracy also train better? Each configuration less "none", seed by seed, a row each: final test
     accuracy in points, and final training loss as a ratio."""
-    # a loss that rounds to 0 has no logarithm
-    study = dataclasses.replace(study, runs=study.runs.assign(log_loss=np.log10(study.runs["final_train_loss"].clip(1e-9))))
     rows = []
     for label in study.labels[1:]:
         gain, loss = (t_interval((by_seed(study, label, column) - by_seed(study, "none", column)).dropna())
-                      for column in ("final_accuracy", "log_loss"))
+                      for column in ("final_accuracy", "log_train_loss"))
         rows.append([method(study, label), gain.n, number(*gain[:3], "points", form="+.2f"), number(*loss[:3], RATIO)])
     return markdown(rows, ["method", "seeds", "test accuracy less none's", "training loss over none's"])
 

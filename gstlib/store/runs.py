@@ -16,6 +16,7 @@ import io
 import json
 import os
 import re
+import shlex
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -44,9 +45,9 @@ _ABOUT = ("profile", "data_title", "device", "finished", "commit")  # what reade
 _NO_RUN = (pa.ArrowException, ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError,
            ValueError)
 
-_NEEDED = {"epoch": ("epoch", "train_accuracy", "test_accuracy", "parameters"), "final": ("images", "accuracy", "loss"),
-           "event": ("epoch", "layer", "units", "removed", "removed_total", "t_pre", "t_post"),
-           "histogram": ("epoch", "layer", "layer_index", "left", "right", "count"),
+_NEEDED = {"epoch": ("epoch", "train_accuracy", "test_accuracy", "parameters"), "final": ("images", "accuracy", "loss", "train_accuracy", "train_loss"),
+           "event": ("epoch", "layer", "units", "removed", "removed_total", "t_pre", "t_post", "mean_score"),
+           "histogram": ("epoch", "layer", "layer_index", "left", "right", "count", "ks", "sd"),
            "flatness": ("epoch", "images", "hessian_images", "loss", "accuracy", "trace", "trace_error", "trace_centred",
                         "curvature_error", "curvature_other", "curvature_other_error", "relative_mean", "relative_worst"),
            "eigenvalue": ("number", "eigenvalue"), "direction": ("number", "step", "loss", "accuracy")}
@@ -169,6 +170,23 @@ class Store:
                 return {run_id: (stamp, *_described(run_id, spec, about))
                         for run_id, (stamp, spec, about) in json.loads(self._index.read_bytes()).items()}
         return {}
+
+    def benchmarks(self, *needed: str) -> list[dict]:
+        """What `python -m gstlib bench` wrote into the results folder (`bench*.json`), by file name.
+
+        Raises `InputError` for a file that holds something else, or nothing under one of the names `needed`.
+        """
+        found = []
+        for place in sorted(self.path.glob("bench*.json")):
+            try:
+                result = json.loads(place.read_text() if place.is_file() else "")  # a pipe is not waited for
+                if lacking := [name for name in needed if name not in result]:
+                    raise ValueError(f"it lacks {', '.join(lacking)}")
+            except (OSError, ValueError, TypeError, RecursionError) as error:
+                raise InputError(f"{place} is no benchmark ({error}); "
+                                 f"make it with: python -m gstlib bench --output {shlex.quote(str(place))}") from error
+            found.append(result)
+        return found
 
     def check_writable(self, ids: Iterable[str] = ()) -> None:
         """Raise `InputError` when no run, or none of `ids`, can be stored here, before hours are spent on one."""

@@ -153,7 +153,7 @@ class Replica:
         lies before, which is the same to the last bit.
         """
         self.model.eval()
-        self.loader.begin_test()
+        self.loader.position.zero_()
         self.sums.zero_()
         self._number = 0
         self._since, self._keep = self._stage(since) if self._kept else 0, self._stage(keep)

@@ -8,11 +8,21 @@ from dataclasses import replace
 
 import torch
 
-from gstlib.data import Images, sizes, whole
+from gstlib.data import SIDE, Images, sizes, whole
 from gstlib.errors import InputError
 from gstlib.spec import FlatnessSpec, RunSpec
 from gstlib.training import train
 from gstlib.training.engine import Engine, ran_out
+
+
+@functools.lru_cache(maxsize=2)
+def synthetic(n: int, test: int, classes: int = 10) -> Images:
+    """`n` training and `test` test images of random pixels, the same ones every time."""
+    g = torch.Generator().manual_seed(0)
+    parts = [part for size in (n, test) for part in (
+        torch.randint(0, 256, (size, 3, SIDE, SIDE), dtype=torch.uint8, generator=g),
+        torch.randint(0, classes, (size,), generator=g))]
+    return Images(*parts, "cifar10", "random images", "random images")
 
 
 def seconds_per_run(spec: RunSpec, device: torch.device, replicas: int = 1) -> float:
@@ -22,11 +32,9 @@ def seconds_per_run(spec: RunSpec, device: torch.device, replicas: int = 1) -> f
     are not compiled for it, which takes a minute: on a GPU the estimate is on
     the safe side.  Raises `InputError` where not even one run fits.
     """
-    (n, test), o, schedule = sizes(spec.data), spec.optimiser, spec.pruning and spec.pruning.schedule
-    epochs = range(o.epochs)
-    images = test * sum(map(spec.tested_after, epochs)) + sum(whole(spec.data))  # in the end every image once
-    if schedule:  # tests after strikes begin at the layer struck: four after one epoch count as one whole test
-        images += test * sum(max(1, strikes / 4) for strikes in map(schedule.struck, epochs) if strikes)
+    (n, test), o, (tested, events, strikes) = sizes(spec.data), spec.optimiser, spec.tests()
+    # tests after strikes begin at the layer struck: four after one epoch count as one whole test; in the end every image once
+    images = test * (tested + max(events, strikes / 4)) + sum(whole(spec.data))
     alike = replace(spec, data=replace(spec.data, train_size=None, test_size=None), pruning=None, measures=(),
                     measured_at=None, flatness=FlatnessSpec(), seed=0)
     step, tested = _pace(alike, device, replicas if device.type == "cuda" else 1)
@@ -37,9 +45,7 @@ def seconds_per_run(spec: RunSpec, device: torch.device, replicas: int = 1) -> f
 def _pace(spec: RunSpec, device: torch.device, replicas: int) -> tuple[float, float]:
     """Seconds of a training step, a replica's share, and of a test image."""
     steps, tests, batch = *((20, 2000) if device.type == "cuda" else (2, 250)), spec.optimiser.batch_size
-    parts = [torch.randint(0, high, (n, *size), dtype=kind) for n in (steps * batch, tests) for high, size, kind in (
-        (256, (3, 32, 32), torch.uint8), (spec.data.classes, (), torch.int64))]
-    images = Images(*parts, "random", "random", "random").to(device)
+    images = synthetic(steps * batch, tests, spec.data.classes).to(device)
 
     def timed(act, argument: int) -> float:
         act(argument)  # warms up, and captures

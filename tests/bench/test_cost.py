@@ -71,10 +71,10 @@ def test_what_is_measured_is_the_paper_profile():
 def test_tests_of_a_run_counted_by_hand():
     spec = planned("figure1-vgg11", SMOKE, DATA)[3]
     layers = [range(start, end + 1, spec.pruning.retrain) for start, end in zip(spec.pruning.start, spec.pruning.end)]
-    tested, events, strikes = cost.tests(replace(spec, test_every=1))
+    tested, events, strikes = replace(spec, test_every=1).tests()
     assert tested == spec.optimiser.epochs
     assert strikes == sum(map(len, layers)) and events == len({epoch for layer in layers for epoch in layer})
-    assert cost.tests(replace(spec, pruning=None)) == (spec.optimiser.epochs, 0, 0)
+    assert replace(spec, pruning=None).tests() == (spec.optimiser.epochs, 0, 0)
 
 
 def test_operations_and_floor_of_a_run_at_the_paper_s_scale():

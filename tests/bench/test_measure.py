@@ -8,11 +8,11 @@ import pytest
 import recorded
 import torch
 
-from gstlib import bench
 from gstlib.bench import cost, measure
 from gstlib.errors import InputError
 from gstlib.spec import ModelSpec
 from gstlib.store import Store
+from gstlib.training import pace
 from gstlib.training.engine import Engine
 
 CPU = torch.device("cpu")
@@ -62,7 +62,7 @@ def test_rows_have_their_columns_and_are_json(kept):
 
 
 def test_a_new_benchmark_has_the_columns_of_the_stored_one(kept):
-    there = bench.benchmarks(Store(Path(__file__).parents[2] / "book/results"))
+    there = Store(Path(__file__).parents[2] / "book/results").benchmarks("rows")
     assert {name for stored in there for name in ("rows", "techniques", "costs") if stored[name]} == {"rows", "techniques", "costs"}
     for stored in there:
         for name in ("rows", "techniques", "costs"):
@@ -120,7 +120,7 @@ def test_a_wrong_choice_is_refused_before_anything_is_measured(monkeypatch, wron
 
 
 def test_random_images_are_reproducible_and_not_zeros():
-    a, b = measure.synthetic.__wrapped__(64, 8), measure.synthetic.__wrapped__(64, 8)
+    a, b = pace.synthetic.__wrapped__(64, 8), pace.synthetic.__wrapped__(64, 8)
     assert torch.equal(a.train_x, b.train_x) and torch.equal(a.train_y, b.train_y)
     assert a.train_x.float().std() > 70 and not torch.equal(a.train_x[:8], a.test_x)
 

@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+from dataclasses import replace
 
 import pytest
 from made_up import FALLS, SMOKE, fill, noise, stock, write
@@ -431,3 +432,19 @@ def test_every_page_describes_itself_and_names_its_size():
         assert ('class="bd-header-announcement' in text) == bool((BOOK / "chapters/figures/banner.html").read_text())
     card = re.search(r'og:image" content="([^"]+)"', (HTML / "index.html").read_text())
     assert card is None or (HTML / card[1]).is_file()
+
+
+def test_without_unpruned_runs_the_picture_says_nothing_of_the_gain(judged):
+    store, _ = judged
+    runs = study(store, "figure1-vgg11", "quarter")
+    assert front.pruned_or_not(runs).startswith("Pruned networks end ")
+    assert front.pruned_or_not(runs.restrict([label for label in runs.labels if label != "none"])) == ""
+
+
+def test_a_run_is_shown_of_the_method_though_its_seed_is_not_everyone_s_first(judged):
+    store, _ = judged
+    runs = study(store, "figure1-vgg11", "quarter").restrict(["L r=40", "S r=4"])
+    part = runs.events[(runs.events["label"] == "L r=40") == (runs.events["seed"] == 2)]
+    epochs = runs.epochs[(runs.epochs["label"] == "L r=40") == (runs.epochs["seed"] == 2)]
+    chart = moving.fall_and_recovery(replace(runs, events=part, epochs=epochs)).to_dict()
+    assert next(param["value"] for param in chart["params"] if param["name"] == "seed") == 2

@@ -13,7 +13,7 @@ from IPython.display import Markdown
 from made_up import ABOUT, DATA, SMOKE, fill
 from test_book import BOOK, HTML, ROOT, WIDTHS, browser, built, site, toc_files, visit  # noqa: F401 (fixtures)
 
-from gstlib import bench, claims, data, experiments
+from gstlib import claims, data, experiments
 from gstlib.bench import cost
 from gstlib.book import tables
 from gstlib.store import Store
@@ -348,7 +348,7 @@ def test_the_engine_page_shows_what_was_measured_and_escapes_it(tmp_path):
     result = {"machine": machine, "rows": [row], "costs": [{"model": "vgg11", "cost": "<i>step</i>", "ms": 1, "training_steps": 1}],
               "techniques": []}
     (tmp_path / "bench.json").write_text(json.dumps(result))
-    found, = bench.benchmarks(Store(tmp_path))
+    found, = Store(tmp_path).benchmarks("rows", "costs")
     text = tables.bench_machine(found)
     assert "&lt;b&gt;chip" in text and "2026-01-02" in text and "a few steps" in text and "0.3 TFLOP/s" in text
     shown = dict(tables.bench_html(found))
@@ -378,3 +378,9 @@ def test_what_a_stranger_says_of_a_machine_stays_text(tmp_path, monkeypatch, cha
     pages = "".join(shown.data for shown in displayed if isinstance(shown, Html))
     assert "&lt;script&gt;" in pages and not {"script", "img", "b"} & _Rows(pages).tags
     assert not any("javascript" in shown.data or "script>" in shown.data for shown in displayed if isinstance(shown, Markdown))
+
+
+def test_a_claim_whose_figure_has_no_page_of_its_own_links_to_the_claims(judged):
+    _, found = judged
+    page = tables.claims_html(found.assign(figure=found["figure"].where(found["id"] != "C1", "peaks")))
+    assert '<a href="chapters/claims.html"><strong>C1</strong></a>' in page

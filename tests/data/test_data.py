@@ -839,7 +839,7 @@ def test_a_constant_channel_is_normalised_to_zero():
 def test_test_images_come_in_order_and_whole(digits):
     loader = Loader(digits, 64, augment=True, seed=0, device=CPU, channels_last=False)
     for _ in range(2):
-        loader.begin_test()
+        loader.position.zero_()
         batches = [loader.next_test(size) for size in loader.test_sizes()]
     assert torch.equal(torch.cat([y for _, y in batches]), digits.test_y)
     assert torch.equal(torch.cat([x for x, _ in batches]), loader.normalise(digits.test_x))

@@ -137,3 +137,9 @@ def test_recalling_imports_neither_torch_nor_what_reads_images():
             "[m for m in ('torch', 'torchvision', 'sklearn', 'pandas') if m in sys.modules])")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "digits []\n"
+
+
+def test_a_set_without_files_to_look_at_is_made_each_time_and_not_remembered(tmp_path, monkeypatch):
+    monkeypatch.setenv("GSTLIB_CACHE", str(tmp_path))
+    identity.remember(None, Known("digits", "f" * 64, 10))
+    assert not list(tmp_path.iterdir())

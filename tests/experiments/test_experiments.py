@@ -285,7 +285,7 @@ def test_every_run_can_be_trained(figure):
 
 @pytest.mark.parametrize(("text", "seeds"), [
     (3, [0, 1, 2]), ("3", [0, 1, 2]), (" 2 ", [0, 1]), ("2-5", [2, 3, 4, 5]), ("7-7", [7]), ("0,4,7", [0, 4, 7]),
-    ("5,", [5]), ([3, 1], [3, 1]), (range(2), [0, 1]),
+    ("5,", [5]), ([3, 1], [3, 1]), (range(2), [0, 1]), ("0,0,1", [0, 1]), ([2, 2], [2]),
 ])
 def test_seeds(text, seeds):
     assert parse_seeds(text) == seeds

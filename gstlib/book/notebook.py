@@ -216,8 +216,8 @@ class Chapter:
 
     def state(self, study: Study | None, sentence: Callable[..., str], *details) -> None:
         """Display what `sentence(study, *details)` computes, or what that takes (see `show`)."""
-        if not self._lacks(study):
-            self.say(sentence(study, *details))
+        if not self._lacks(study) and (words := sentence(study, *details)):
+            self.say(words)
 
     def compare(self, study: Study | None, pairs: Sequence[tuple[str, str]], column: str = "final_accuracy") -> None:
         """Display how configurations differ, each pair over all seeds that both have: `text.comparison`."""

@@ -22,8 +22,8 @@ from gstlib.spec import DataSpec, PruningSpec
 from gstlib.store import Store
 
 _UNITS = {"filter": "filters", "weight": "single weights"}
-_RUNS = ("run", "figures", "configuration", "seed", "accuracy, %", "profile", "network", "r", "target", "score",
-         "units", "effect", "data", "device", "finished", "commit", "versions")
+_RUNS = ("run", "network", "seed", "accuracy, %", "profile", "r", "target", "score", "units", "effect", "data", "device",
+         "finished", "figures", "configuration", "commit", "versions")
 
 # the page that shows what a claim rests on, by the claim's `figure`
 PAGES = {
@@ -136,14 +136,19 @@ def claims_html(table: pd.DataFrame) -> str:
              "</tr></thead>", "<tbody>"]
     for row in table.to_dict("records"):
         link = f'<a href="{PAGES.get(row["id"], PAGES.get(row["figure"], "chapters/claims"))}.html"><strong>{row["id"]}</strong></a>'
-        full, small = (NONE if (shown := number(row, prefix)) == NONE else
-                       f"{escape(shown)} <small>{escape(row[prefix + 'part'])}</small>" for prefix in ("", "small_"))
+        full, small = (escape(number(row, prefix)) + _part(row, prefix) for prefix in ("", "small_"))
         n, other = row["n"], counted[row["id"]].replace("seeds", "")
         cells = (f'{link} {escape(row["statement"])}', escape(row["published"]), NONE if row["verdict"] == NOT_RUN else full,
                  f"{n} {other} ({escape(row['profile'])})".replace("  ", " ") if n else "0",
                  _badge(row), _badge(row, "small_", "" if small == NONE else f" {small}"))
         lines += ["<tr>", *(f"<td>{cell}</td>" for cell in cells), "</tr>"]
     return "\n".join([*lines, "</tbody>", "</table>"])
+
+
+def _part(row: dict, prefix: str) -> str:
+    """Of a claim of several parts the one that its number is of."""
+    several = sum(part.endswith(VERDICTS) for part in row[prefix + "note"].split("; ")) > 1
+    return f" <small>{escape(row[prefix + 'part'])}</small>" * several
 
 
 def _badge(row: dict, prefix: str = "", estimate: str = "") -> str:
@@ -172,13 +177,18 @@ def made_on(about: dict) -> str:
     return f"{device}, torch {torch}, {finished}, commit <code>{commit}</code>"
 
 
+def _digits(value: float) -> str:
+    """Three digits, of thousands all."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
 def bench_machine(result: dict) -> str:
     """Where and when a benchmark was made, in words (HTML)."""
     machine = result["machine"]
     return (f"<p>Measured on {made_on(machine)}, {escape(str(machine['cores']))} cores, full-width networks, batch 128"
             + (", a few steps of each" if machine["quick"] else "")
-            + f". Peaks in that session: {machine['peak_operations_per_s'] / 1e12:.3g} TFLOP/s, "
-              f"{machine['peak_bytes_per_s'] / 1e9:.3g} GB/s.</p>")
+            + f". Peaks in that session: {_digits(machine['peak_operations_per_s'] / 1e12)} TFLOP/s, "
+              f"{_digits(machine['peak_bytes_per_s'] / 1e9)} GB/s.</p>")
 
 
 def bench_html(result: dict) -> list[tuple[str, str]]:
@@ -196,5 +206,5 @@ def bench_html(result: dict) -> list[tuple[str, str]]:
         ("What events, tests and scores cost", costs, {
             "model": "network", "cost": "what", "ms": "ms", "training_steps": "in training steps"}))
     return [(heading, frame.reindex(columns=list(names)).rename(columns=names).to_html(
-        index=False, border=0, classes="table", escape=True, na_rep=NONE, float_format=lambda value: f"{value:.3g}"))
+        index=False, border=0, classes="table", escape=True, na_rep=NONE, float_format=_digits))
         for heading, frame, names in shown if not frame.empty]

@@ -84,7 +84,7 @@ def test_the_table_of_claims_has_a_row_a_claim_with_its_verdict_and_a_link_to_it
     c1 = found.set_index("id").loc["C1"]
     assert c1["verdict"] == "supported", "the made-up runs were made for this"
     estimate = f"{c1['estimate']:.2f} [{c1['low']:.2f}, {c1['high']:.2f}] points for a tenfold instability"
-    assert by_id["C1"][1:5] == ["r = .84, p = 1.3e-11", f"{estimate} slope", "3 (quarter)",
+    assert by_id["C1"][1:5] == ["r = .84, p = 1.3e-11", estimate, "3 (quarter)",
                                 f"supported Holm's p {c1['p_holm']:.2g}"]
     assert by_id["C2"][2:] == ["–", "0", "not run", "not run"]
     assert "verdict supported" in page.classes and "verdict not-run" in page.classes
@@ -378,6 +378,13 @@ def test_what_a_stranger_says_of_a_machine_stays_text(tmp_path, monkeypatch, cha
     pages = "".join(shown.data for shown in displayed if isinstance(shown, Html))
     assert "&lt;script&gt;" in pages and not {"script", "img", "b"} & _Rows(pages).tags
     assert not any("javascript" in shown.data or "script>" in shown.data for shown in displayed if isinstance(shown, Markdown))
+
+
+def test_of_several_parts_the_one_that_the_number_is_of_is_named(judged):
+    _, found = judged
+    by_id = {cells[0][:2]: cells for cells in _Rows(tables.claims_html(found)).rows}
+    part = found.set_index("id").loc["C3", "part"]
+    assert part in by_id["C3"][2] and "slope" not in by_id["C1"][2]
 
 
 def test_a_claim_whose_figure_has_no_page_of_its_own_links_to_the_claims(judged):

@@ -167,8 +167,8 @@ def accuracy_by_epoch(study: Study, labels: list[str] | None = None, confidence:
             for epoch, low in study.events[study.events["label"] == label].groupby("epoch")["t_post"].mean().items():
                 ax.annotate("", (epoch, low), (0, -16), textcoords="offset points",
                             arrowprops={"arrowstyle": "-|>", "color": colour, "shrinkB": 2})
-    bottom = points.loc[points["epoch"] > 0.05 * last, "accuracy"].quantile(0.01)
-    above.set(xlabel="", xlim=(0, last), ylim=(max(0, bottom - 0.07), min(1, points["accuracy"].max() + 0.03)))
+    lines = points[points["epoch"] > 0.05 * last].groupby(["label", "epoch"])["accuracy"].mean()  # without the first climb
+    above.set(xlabel="", xlim=(0, last), ylim=(max(0, lines.min() - 0.03), min(1, points["accuracy"].max() + 0.03)))
     # what is left at the end is small beside the falls, so the second scale is that of the epochs' ends
     quarter = shown.epochs[shown.epochs["epoch"] >= last - last // 4]
     ends = quarter.groupby(["label", "epoch"])[column].mean()

@@ -32,7 +32,7 @@ def places(study: Study) -> pd.DataFrame:
                        steps=lambda r: r["retrain"] * r["images"] // r["batch_size"])
     back = measures.back(study.epochs, study.events).groupby("label")["back"].mean()
     each = at.drop_duplicates("label")[["label", "width", "images", "steps"]]
-    gains = measures.gains(study.runs, {label: label.replace("L r=40", "none") for label in each["label"]})
+    gains = measures.gains(study.runs)
     found = pd.DataFrame([(label, *t_interval(100 * part["gain"])[:4])
                           for label, part in gains.groupby("label", sort=False)],
                          columns=["label", "gain", "low", "high", "n"])
@@ -117,11 +117,11 @@ def gain_by_wrong(study: Study) -> Figure:
     """Gain of prune L over no pruning by the share of wrong labels, a dot a seed, means with 95% intervals."""
     ax = figures.axes("share of wrong training labels", "gain of prune L, points of accuracy", shares=False)
     shares = sorted(study.runs["wrong_labels"].unique())
+    rows = measures.gains(study.runs)
     for place, share in enumerate(shares):
-        part = study.runs[study.runs["wrong_labels"] == share].assign(kind=lambda r: r["label"].str.partition(",")[0])
-        wide = 100 * part.pivot(index="seed", columns="kind", values="final_accuracy")
-        if {"L r=40", "none"} <= set(wide):
-            _estimate(ax, place, (wide["L r=40"] - wide["none"]).dropna(), "#D55E00")
+        part = rows[(rows["wrong_labels"] == share) & (rows["target"] == "L") & (rows["effect"] == "remove")]
+        if len(part):
+            _estimate(ax, place, 100 * part["gain"], "#D55E00")
     ax.axhline(0, color="#4d4d4d", linewidth=0.8)
     ax.set_xticks(range(len(shares)), [f"{share:.0%}" for share in shares])
     return ax.figure

@@ -6,14 +6,12 @@ Rows belong to a run and its configuration by the columns label, seed and run.  
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 KEYS = ["label", "seed", "run"]
-CIRCUMSTANCES = ["width", "train_size", "batch_size", "wrong_labels"]
 FEW_EPOCHS = 5  # "within a few epochs" (C3): epochs of training, whatever the profile
 MAGNITUDE_EPOCH, CONV4_EPOCHS = 35, 55  # Figure 2's magnitudes are those of epoch 35 of 55, as printed
 _NO_LOSS = 1e-12  # what counts as a training loss of 0 where logarithms are taken
@@ -92,10 +90,10 @@ def back(epochs: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:
     """A row a run: `back`, the share of its clusters of events (see `recovery`) that it had made good in training.
 
     It had when, in the epoch that ends with the next cluster (or with training), training accuracy was within a point of
-    what the network that is never pruned has in that epoch: same seed and `CIRCUMSTANCES`.  1 for that network
+    what the network that is never pruned has in that epoch: same seed, same circumstances.  1 for that network
     itself, nan where there is none.
     """
-    same = ["seed", *CIRCUMSTANCES, "epoch"]
+    same = ["seed", "circumstances", "epoch"]
     whole = epochs[epochs["target"] == "none"].set_index(same)["train_accuracy"].rename("unpruned")
     now = epochs.join(whole, on=same)
     now = now.assign(back=(now["train_accuracy"] >= now["unpruned"] - AS_UNPRUNED).where(now["unpruned"].notna()))
@@ -238,17 +236,13 @@ def pattern(events: pd.DataFrame, reference: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*KEYS, "pattern"])
 
 
-def gains(runs: pd.DataFrame, baselines: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """The pruned runs whose seed has an unpruned one too, with `gain`, their final accuracy less that run's.
-
-    `baselines`: label -> label of the unpruned runs in the same circumstances; None: "none" for every other label.
-    """
-    if baselines is None:
-        baselines = {label: "none" for label in runs["label"].unique() if label != "none"}
-    plain = runs.set_index(["label", "seed"])["final_accuracy"]
-    rows = runs[runs["label"].isin(list(baselines))]
-    unpruned = plain.reindex(pd.MultiIndex.from_arrays([rows["label"].map(baselines), rows["seed"]])).to_numpy()
-    return rows.assign(gain=rows["final_accuracy"] - unpruned).dropna(subset="gain")
+def gains(runs: pd.DataFrame) -> pd.DataFrame:
+    """The pruned runs that have an unpruned one of the same seed in the same circumstances, with `gain`, their final
+    accuracy less that run's."""
+    same = ["seed", "circumstances"]
+    plain = runs[runs["target"] == "none"].drop_duplicates(same).set_index(same)["final_accuracy"].rename("unpruned")
+    rows = runs[runs["target"] != "none"].join(plain, on=same)
+    return rows.assign(gain=rows["final_accuracy"] - rows["unpruned"]).dropna(subset="gain")
 
 
 def stability(runs: pd.DataFrame) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from gstlib import experiments
 from gstlib.errors import InputError
 from gstlib.experiments import PROFILES, Labelled, Profile
 from gstlib.reading import measures
-from gstlib.spec import DATASETS, DataSpec, PruningSpec, RunSpec
+from gstlib.spec import DATASETS, DataSpec, FlatnessSpec, PruningSpec, RunSpec
 from gstlib.store import Store
 
 
@@ -135,12 +135,14 @@ def about_spec(spec: RunSpec) -> dict:
     """What a configuration is, as columns; an unpruned one has target "none", no text elsewhere and zeros.
 
     target, score, structure, effect, batches (of a noise), rate (the iterative rate, largest over the layers), retrain
-    (epochs between events, as run), model; width, train_size (0: all images), batch_size and wrong_labels (a share), the
-    circumstances.
+    (epochs between events, as run), model; width, train_size (0: all images), batch_size, wrong_labels (a share); and
+    circumstances, the id of the same run had it no pruning, no measures and seed 0.
     """
     about = {"target": "none", "score": "", "structure": "", "effect": "", "batches": 0, "rate": 0.0, "retrain": 0,
              "model": spec.model.name, "width": spec.model.width, "train_size": spec.data.train_size or 0,
-             "batch_size": spec.optimiser.batch_size, "wrong_labels": spec.data.wrong_labels}
+             "batch_size": spec.optimiser.batch_size, "wrong_labels": spec.data.wrong_labels,
+             "circumstances": dataclasses.replace(spec, pruning=None, measures=(), measured_at=None, flatness=FlatnessSpec(),
+                                                  seed=0).id}
     if p := spec.pruning:
         about |= {name: getattr(p, name) for name in ("target", "score", "structure", "effect", "batches", "retrain")}
         about["rate"] = p.schedule.iterative_rate

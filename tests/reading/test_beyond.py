@@ -8,7 +8,7 @@ from scipy.optimize import minimize
 from gstlib import experiments
 from gstlib.reading import beyond, measures
 
-AT = {"width": 0.5, "train_size": 64, "batch_size": 8, "wrong_labels": 0.0}
+AT = {"circumstances": "these"}
 
 
 def epochs(label, target, accuracy, **more):
@@ -23,8 +23,8 @@ def test_back_is_the_share_of_clusters_made_good_when_the_next_comes():
     struck = pd.DataFrame({"label": "L", "seed": 0, "run": "L", "epoch": [1, 2, 4]})
     found = measures.back(pd.concat([whole, pruned]), struck).set_index("label")["back"]
     assert found["none"] == 1 and found["L"] == 0.5  # .895 is within a point of .9, .98 is not of 1
-    found = measures.back(pd.concat([whole.assign(batch_size=16), pruned]), struck).set_index("label")["back"]
-    assert np.isnan(found["L"]), "another batch size is no comparison"
+    found = measures.back(pd.concat([whole.assign(circumstances="others"), pruned]), struck).set_index("label")["back"]
+    assert np.isnan(found["L"]), "other circumstances are no comparison"
 
 
 def test_forgotten_is_a_share_of_what_was_fitted():

@@ -250,9 +250,10 @@ def test_slope_of_claim_and_sentence(store):
     assert f"{found.value:+.2f} [{found.low:+.2f}" in text.correlation_sentence(made)
 
 
-def test_gains_are_over_the_unpruned_run_of_the_same_seed():
-    runs = pd.DataFrame([("none", 0, 0.50), ("none", 1, 0.60), ("a", 0, 0.53), ("a", 1, 0.58), ("a", 2, 0.9)],
-                        columns=["label", "seed", "final_accuracy"])
+def test_gains_are_over_the_unpruned_run_of_the_same_seed_in_the_same_circumstances():
+    runs = pd.DataFrame([("none", "none", 0, "x", 0.50), ("none", "none", 1, "x", 0.60), ("a", "L", 0, "x", 0.53),
+                         ("a", "L", 1, "x", 0.58), ("a", "L", 2, "x", 0.9), ("b", "L", 0, "y", 0.7)],
+                        columns=["label", "target", "seed", "circumstances", "final_accuracy"])
     found = measures.gains(runs)
     assert found["gain"].tolist() == pytest.approx([0.03, -0.02]) and set(found["label"]) == {"a"}
 

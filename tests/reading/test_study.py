@@ -13,7 +13,7 @@ from gstlib.__main__ import parser
 from gstlib.campaign import runner
 from gstlib.errors import InputError
 from gstlib.reading import measures, text
-from gstlib.reading.study import command, find_data, study
+from gstlib.reading.study import about_spec, command, find_data, study
 from gstlib.store import Store
 
 
@@ -150,3 +150,12 @@ def test_reading_imports_no_torch():
     code = ("import sys; from gstlib.reading import figures, measures, study, text; "
             "assert not {'torch', 'gstlib.training', 'gstlib.campaign'} & set(sys.modules)")
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_circumstances_are_all_but_pruning_and_seed():
+    runs = {run.label: run.spec for run in experiments.experiment("beyond-regularisers").runs(SMOKE, DATA, [0])}
+    other = {run.label: run.spec for run in experiments.experiment("beyond-regularisers").runs(SMOKE, DATA, [1])}
+    where = {label: about_spec(spec)["circumstances"] for label, spec in runs.items()}
+    assert where["L r=40"] == where["L r=40 l2"] == where["none"] == about_spec(other["none"])["circumstances"]
+    assert where["L r=40, SGD"] == where["none, SGD"] and len(set(where.values())) == 7
+    assert where["L r=40 l2, GroupNorm"] == where["none, GroupNorm"]

@@ -52,8 +52,8 @@ class Pruner:
         if structure == "weight" and score == "ebn":
             score = "magnitude"
         check_method(target, score, structure, effect, batches)
-        if score == "activation" and schedule.scratch:
-            raise InputError("score 'activation' is taken in training, and nothing is trained before the first step")
+        if schedule.scratch and "activation" in masking.needs(score):
+            raise InputError(f"score {score!r} is taken in training, and nothing is trained before the first step")
         self.schedule, self.target = schedule, target
         self.generator = torch.Generator().manual_seed(seed)
         self.effect = Effect(effect, batches, self.generator)

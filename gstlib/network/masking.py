@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import nn
@@ -98,8 +98,13 @@ def _blank(kind: type) -> nn.Module:
 
 
 def _score(name: str) -> Callable[..., torch.Tensor]:
-    """The function of `gstlib.scores` that a score's name means; its argument names say what it needs."""
+    """The function of `gstlib.scores` that a score's name means."""
     return getattr(scores, name.replace("-", "_"))
+
+
+def needs(score: str) -> Collection[str]:
+    """What a score is computed from, of weight, gamma, beta and activation: its function's argument names."""
+    return inspect.signature(_score(score)).parameters
 
 
 def check_layer(around: Surroundings, name: str, structure: str, score: str, effect: str) -> Unit:
@@ -116,7 +121,7 @@ def check_layer(around: Surroundings, name: str, structure: str, score: str, eff
         raise InputError(f"layer {name!r} shares its parameters with {sharing[0] if sharing else 'the forward pass'!r}, "
                          "where they would not be pruned")
     norms = around.batch_norms(name)
-    if "gamma" in inspect.signature(_score(score)).parameters and (
+    if "gamma" in needs(score) and (
             not norms or any(model.get_submodule(norm).weight is None for norm in norms)):
         raise InputError(f"layer {name!r} is not followed by batch normalisation with a scale and shift, "
                          "so E[BN] is undefined there; use score 'l2' or 'l1'")
@@ -137,7 +142,7 @@ def default_layers(around: Surroundings, number: int, structure: str, score: str
     """
     names = [name for name in around.layers if not isinstance(around.model.get_submodule(name), nn.Linear)] or around.layers
     normalised = [name for name in names if around.batch_norms(name)]
-    if score.startswith("ebn") and not normalised:
+    if "gamma" in needs(score) and not normalised:
         raise InputError(f"{around.name} has no batch normalisation, so E[BN] is undefined; use score 'l2' or 'l1'")
     taken, refused = [], []
     for name in reversed(normalised or names):
@@ -221,7 +226,7 @@ class MaskedLayer:
             for name, value in masks.items():
                 if self._mask(name) is None:
                     self._buffer(self.module, name, value)
-        if score == "activation":
+        if "activation" in needs(score):
             # as what comes next sees the unit: behind normalisation and, where a sum was silenced, the shortcut
             spoken = [module for module, name, labels in self._points
                       if name != "silent_inputs" and labels.numel() == self.units]
@@ -298,11 +303,10 @@ class MaskedLayer:
     @torch.no_grad()
     def scores(self) -> torch.Tensor:
         """One score per unit (see `gstlib.scores`), from the parameters without noise; with several norms their mean."""
-        function = _score(self.score)
-        needs = inspect.signature(function).parameters
-        if "gamma" in needs:
+        function, needed = _score(self.score), needs(self.score)
+        if "gamma" in needed:
             return torch.stack([function(norm.weight, norm.bias) for norm in self.batch_norms]).mean(0)
-        if "activation" in needs:
+        if "activation" in needed:
             return function(self._active.active_units)
         weight, removed = self.parameter, self._mask("removed_weights")
         return function(weight if removed is None else weight.where(removed <= 0, 0))

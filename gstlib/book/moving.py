@@ -272,8 +272,8 @@ def _shown(found: Estimate) -> Estimate:
 
 
 def doses(studies: Iterable[Study]) -> pd.DataFrame:
-    """A row a way of pruning of the studies: its means with 95% intervals over the seeds that all ways of
-    its network have, and the figures that show it.
+    """A row a way of pruning in training, on true labels, of the studies: its means with 95% intervals over the seeds that
+    all ways of its network have, and the figures that show it.
 
     instability (points, the mean of logarithms raised again) and accuracy (per cent), each with low and high (see
     `_shown`), rate (per cent), target ("D" for every decile), score, network, seeds, figures (a list).
@@ -282,7 +282,7 @@ def doses(studies: Iterable[Study]) -> pd.DataFrame:
     frames = []
     for study in studies:
         for label in figures.drawn(study, study.labels):
-            if (spec := study.spec(label)).pruning is None:
+            if (spec := study.spec(label)).pruning is None or spec.pruning.scratch or spec.data.wrong_labels:
                 continue
             if spec.id not in found:
                 frames.append(study.runs[study.runs["label"] == label].assign(way=spec.id))
@@ -309,7 +309,7 @@ def dose(rows: pd.DataFrame) -> alt.LayerChart:
     rows = rows.assign(**{f"{what}_{end}": rows[f"{what}_{end}"].clip(least, 100)
                           for what, least in (("instability", 1e-3), ("accuracy", 0)) for end in ("low", "high")})
     every = list(dict.fromkeys(name for names in rows["figures"] for name in names))
-    chosen = alt.param("figure", value="every figure",
+    chosen = alt.param("figure", value="Figure 4" if "Figure 4" in every else "every figure",
                        bind=alt.binding_select(options=["every figure", *every], name="Figure"))
     targets = {t: colour for t, colour in _TARGETS.items() if t in set(rows["target"])}
     base = alt.Chart(alt.NamedData("ways")).transform_filter(

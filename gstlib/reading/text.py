@@ -81,16 +81,16 @@ def by_seed(study: Study, label: str, column: str) -> pd.Series:
 
 
 def markdown_table(study: Study) -> str:
-    """One row a configuration: runs, events a run, means with 95% intervals (of the training loss the geometric one), the
+    """One row a configuration (of two that mean one run here the first): runs, events a run, means with 95% intervals (of the training loss the geometric one), the
     share of events that lowered accuracy, and how many took nothing."""
     rows = []
-    for label in study.labels:
+    for label in {study.spec(label).id: label for label in study.labels[::-1]}.values():
         final, best, instability, loss = (by_seed(study, label, column) for column in (
             "final_accuracy", "best_accuracy", "mean_instability", "log_train_loss"))
         events = study.events[study.events["label"] == label] if len(study.events) else study.events
         took = events[events["removed"] > 0] if len(events) else events
         empty = f", {1 - len(took) / len(events):.0%} take nothing" if len(took) < len(events) else ""
-        rows.append([method(study, label), len(final), f"{len(events) / len(final):.0f}" if len(final) else NONE,
+        rows.insert(0, [method(study, label), len(final), f"{len(events) / len(final):.0f}" if len(final) else NONE,
                      *(number(*t_interval(each)[:3], "", form=".1f") for each in (final, best)),
                      number(*t_interval(instability)[:3], "", form=".2g"),
                      number(*(10.0**bound for bound in t_interval(loss)[:3]), "", form=".2g"),
@@ -114,7 +114,8 @@ def comparison(study: Study, pairs: Iterable[tuple[str, str]], column: str = "fi
     """
     what, unit, form = ("ratio", RATIO, ".2f") if column.startswith("log_") else ("difference, points", "", "+.2f")
     rows = []
-    for pair in pairs:
+    # a profile may cut two configurations to one run
+    for pair in {tuple(study.spec(label).id if label in study.labels else label for label in pair): pair for pair in pairs}.values():
         a, b = (by_seed(study, label, column) for label in pair)
         found = t_interval((a - b).dropna())
         shown = number(*found[:3], unit, form=form) if found.n else "not run"

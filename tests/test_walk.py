@@ -30,8 +30,9 @@ def changed(tmp_path_factory):
 
 
 def test_the_walk_touches_as_few_files_as_it_says():
-    assert [name for name, _ in STEPS] == ["gstlib/scores.py", "gstlib/pruning.py", "gstlib/models.py", "gstlib/spec.py",
-                                           "gstlib/experiments/figures.py"]
+    assert list(dict.fromkeys(name for name, _ in STEPS)) == [
+        "gstlib/scores.py", "gstlib/pruning.py", "gstlib/models.py", "gstlib/spec.py", "gstlib/data/sources.py",
+        "gstlib/experiments/figures.py"]
 
 
 def test_a_score_a_network_and_an_experiment_added_so_work(changed):
@@ -59,3 +60,21 @@ print(gstlib.__file__)
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()).is_relative_to(changed)
+
+
+def test_a_data_set_added_so_is_listed_trained_on_and_read(changed, tmp_path):
+    def command(*words):
+        done = subprocess.run([sys.executable, "-m", "gstlib", *words, "--data", "noise", "--seeds", "1", "--results",
+                               str(tmp_path / "results")], cwd=changed, capture_output=True, text=True,
+                              env=os.environ | {"PYTHONPATH": str(changed), "GSTLIB_CACHE": str(tmp_path / "cache")})
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "False" in command("list", "figureA1")
+    command("run", "figureA1", "--quiet")
+    assert "False" not in command("list", "figureA1")
+    code = ("from gstlib.store import Store; from gstlib.reading.study import study; from gstlib.reading import text; "
+            "print(text.caption(study(Store('results'), 'figureA1', data='noise')))")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(changed)},
+                          capture_output=True, text=True)
+    assert done.stdout.startswith("Data: random images."), done.stderr

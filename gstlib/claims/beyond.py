@@ -60,7 +60,7 @@ def fewer_images(t: pd.DataFrame) -> Finding:
 
 def unstable_forgets_wrong(t: pd.DataFrame) -> Finding:
     each = t["forgotten"]
-    others = (part(label.partition(",")[0], each[label]) for label in each if not label.startswith(L))
+    others = (part(label.partition(",")[0], each[label]) for label in STRUCK[1:])
     return decide(part("share of wrong labels forgotten less share of true ones, prune L", each[L + WRONG[1]]),
                   note="the others: " + "; ".join(map(str, others)))
 

@@ -103,7 +103,7 @@ def _takes(claim: Claim, row: Mapping, prefix: str, said: str) -> str:
     elif said == INCONCLUSIVE:
         words = tables.aside(row, prefix)
     elif row[prefix + "p_holm"] >= LEVEL:
-        words = f"{tables.aside(row, prefix)}, which does not uphold the verdict: more seeds"
+        words = f"{tables.aside(row, prefix)}: more seeds"
     else:
         words = "decided"
     command = row[prefix + "command"]

@@ -13,14 +13,16 @@ from html import escape
 import pandas as pd
 
 from gstlib import experiments
-from gstlib.claims import CLAIMS, INCONCLUSIVE, NOT_RUN, VERDICTS, upheld
+from gstlib.claims import CLAIMS, CONTRADICTED, INCONCLUSIVE, NOT_RUN, SUPPORTED, VERDICTS, upheld
 from gstlib.experiments import PROFILES
 from gstlib.reading import text
+from gstlib.reading.interval import LEVEL
 from gstlib.reading.study import once
 from gstlib.reading.text import NONE
 from gstlib.spec import DataSpec, PruningSpec
 from gstlib.store import Store
 
+DECIDED = (SUPPORTED, CONTRADICTED)
 _UNITS = {"filter": "filters", "weight": "single weights"}
 _RUNS = ("run", "network", "seed", "accuracy, %", "profile", "r", "target", "score", "units", "effect", "data", "device",
          "finished", "figures", "configuration", "commit", "versions")
@@ -106,8 +108,9 @@ def number(row: dict, prefix: str = "") -> str:
 def aside(row: dict, prefix: str = "") -> str:
     """What stands beside a claim's verdict: Holm's p over all claims; where it is open, what these seeds could find."""
     p, smallest, needed, unit = (row[prefix + name] for name in ("p_holm", "smallest_effect", "seeds_needed", "unit"))
-    words = [f"Holm's p {p:.2g}"] if p == p else []
-    if row["small_scale" if prefix else "verdict"] == INCONCLUSIVE and smallest == smallest:
+    verdict = row["small_scale" if prefix else "verdict"]
+    words = [f"Holm's p {p:.2g}" + ", which does not uphold it" * (verdict in DECIDED and p >= LEVEL)] if p == p else []
+    if verdict == INCONCLUSIVE and smallest == smallest:
         words.append(f"these seeds would find {text.number(smallest, math.nan, math.nan, unit)} or more")
         words += [f"what was seen needs {needed:.0f} seeds"] if needed < 1e6 else []
     return ", ".join(words)

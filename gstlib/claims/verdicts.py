@@ -87,13 +87,14 @@ def evaluate(store: Store, profile: str | None = None, data: str | None = None, 
     With `profile` None the row is that of the full-width profile nearest to the paper that has a verdict; a profile
     that is not full-width leaves `verdict` at "not run".  `data` and `seeds` as in `reading.study`.
 
-    Columns: id, statement, published, profile; estimate, low, high, in the unit in which the claim says "above zero"
-    (`unit`; logarithms are printed as ratios), confidence, n (complete seeds; C1g:
-    configurations, C19: networks), runs, part (of several the one that decides, which these numbers are of), p, p_holm (over all claims that were run), smallest_effect (found with 80% power), seeds_needed (for the
-    effect seen), why (what is missing and the command that makes it), note (all parts), command (makes what is missing,
-    or as many seeds as an open claim needs, up to `MOST`), verdict; small_scale (the verdict at `mini`, or at the reduced
-    profile asked for) and small_… for all of these; figure, statistic, test.  Raises `InputError` for an unknown profile
-    and mixed data.
+    Columns: id, statement, published, profile; estimate, low, high, in the unit in which the claim says "above
+    zero" (`unit`; logarithms are printed as ratios), confidence, n (complete seeds; C1g: configurations, C19:
+    networks), runs, part (of several the one that decides, which these numbers are of), p, p_holm (over all claims
+    that were run), smallest_effect (found with 80% power), seeds_needed (for the effect seen), why (what is missing
+    and the command that makes it), note (all parts), command (makes what is missing, or as many seeds as an open
+    claim needs, up to `MOST`), verdict; small_scale (the verdict at `mini`, or at the reduced profile asked for)
+    and small_… for all of these; figure, statistic, test. Raises `InputError` for an unknown profile and mixed
+    data.
     """
     if profile is not None:
         experiments.profile(profile)

@@ -109,7 +109,7 @@ def aside(row: dict, prefix: str = "") -> str:
     """What stands beside a claim's verdict: Holm's p over all claims; where it is open, what these seeds could find."""
     p, smallest, needed, unit = (row[prefix + name] for name in ("p_holm", "smallest_effect", "seeds_needed", "unit"))
     verdict = row["small_scale" if prefix else "verdict"]
-    words = [f"Holm's p {p:.2g}" + ", which does not uphold it" * (verdict in DECIDED and p >= LEVEL)] if p == p else []
+    words = [f"Holm's p {p:.2g}" + ", which does not uphold it" * bool(verdict in DECIDED and p >= LEVEL)] if p == p else []
     if verdict == INCONCLUSIVE and smallest == smallest:
         words.append(f"these seeds would find {text.number(smallest, math.nan, math.nan, unit)} or more")
         words += [f"what was seen needs {needed:.0f} seeds"] if needed < 1e6 else []

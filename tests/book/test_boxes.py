@@ -10,7 +10,7 @@ from made_up import FALLS, fill, noise, stock, write
 from test_book import ROOT
 
 from gstlib import claims, experiments
-from gstlib.book import boxes, notebook
+from gstlib.book import boxes, notebook, tables
 from gstlib.claims import CLAIMS
 from gstlib.errors import InputError
 from gstlib.reading import figures
@@ -206,3 +206,10 @@ def test_the_larger_study_is_at_the_largest_profile_with_three_seeds_of_every_co
     at_mini.show(None, figures.accuracy_by_epoch, "none", "never seen")
     at_mini.state(None, lambda _: "never said")
     assert len(displayed) == 1
+
+
+def test_every_box_and_the_table_can_be_made_of_the_committed_runs():
+    table = claims.evaluate(Store(ROOT / "book/results"))
+    page, rows = tables.claims_html(table), table.set_index("id")
+    for claim in CLAIMS:
+        assert f"<strong>{claim.id}</strong>" in boxes.verdict(claim, rows.loc[claim.id], {}) and claim.id in page

@@ -133,9 +133,10 @@ def labels_table(study: Study) -> str:
     rows = []
     for label in dict.fromkeys(study.runs.loc[study.runs["wrong_labels"] > 0, "label"]):
         each = [text.by_seed(study, label, f"final_{name}")
-                for name in ("accuracy", "train_true", "train_wrong", "train_loss")]
-        rows.append([label, len(each[0]), *(text.number(*t_interval(values)[:3], "", form=".1f") for values in each[:3]),
-                     text.number(*t_interval(each[3] / 100)[:3], "", form=".3f")])
+                for name in ("accuracy", "train_true", "train_wrong")]
+        loss = t_interval(text.by_seed(study, label, "log_train_loss"))[:3]
+        rows.append([label, len(each[0]), *(text.number(*t_interval(values)[:3], "", form=".1f") for values in each),
+                     text.number(*(10.0**bound for bound in loss), "", form=".2g")])
     return text.markdown(rows, ["method", "runs", "test accuracy, %", "true labels fitted, %", "wrong labels fitted, %",
                                 "training loss"])
 

@@ -85,7 +85,9 @@ class Images:
         device = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0", as tensors there name it
         if self.train_x.device == device:
             return self
-        return replace(self, **{name: getattr(self, name).to(device) for name in _PARTS})
+        moved = replace(self, **{name: getattr(self, name).to(device) for name in _PARTS})
+        moved.__dict__["statistics"] = self.statistics  # computed where the sums are exact and cheap
+        return moved
 
     @functools.cached_property
     def statistics(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -82,6 +82,7 @@ def vgg11(profile, retrain: int, **fields) -> PruningSpec:
 
 
 def struck(profile, effect: str, batches: int = 0, r: int = 40) -> PruningSpec:
+    """VGG11's largest filters by l2 norm under an effect, as in Figure 5."""
     return vgg11(profile, r, target="L", score="l2", effect=effect, batches=batches)
 
 

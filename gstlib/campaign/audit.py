@@ -68,7 +68,7 @@ def compare(stored: Run, again: Run) -> Audit:
                       for table, column in (("epoch", "train_loss"), ("final", "accuracy")))
     loss /= float(before["epoch"]["train_loss"].iloc[0])
     counts = ["epoch", "layer", "removed", "removed_total"]
-    removed = before["event"][counts].equals(now["event"][counts])
+    removed = before["event"].reindex(columns=counts).equals(now["event"].reindex(columns=counts))  # none: no columns
     near = removed and abs(loss) <= FIRST_LOSS and abs(accuracy) <= FINAL_ACCURACY
     return Audit(stored.spec.id, stored.spec.model.name, stored.provenance["profile"], alike, same, loss, accuracy, removed,
                  same or (near and not alike))

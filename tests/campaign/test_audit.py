@@ -45,6 +45,13 @@ def test_other_rows_are_allowed_within_tolerance_on_another_machine_alone(made, 
     assert code == (0 if ok else 1)
 
 
+def test_a_run_without_events_is_compared_too(tiny_spec, digits, tmp_path):
+    result = train.train(tiny_spec(), digits, profile="smoke")
+    Store(tmp_path).write(tiny_spec(), result.provenance, result.tables)
+    found = audit(Store(tmp_path), "smoke", "digits", device="cpu", quiet=True)
+    assert found.same and found.same_removals and found.ok
+
+
 def test_other_removals_are_never_allowed(made):
     stored = Store(made[0]).read(made[1].id)
     fewer = stored._replace(provenance=stored.provenance | {"device": "another"}, tables=stored.tables | {

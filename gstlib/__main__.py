@@ -76,7 +76,7 @@ def _list_campaign(args, store: Store) -> int:
     frame = pd.DataFrame([{
         "figure": task.figure, "profile": task.profile, "label": task.label, "seed": task.spec.seed, "id": task.spec.id,
         "model": task.spec.model.name, "seconds": round(pace.seconds_per_run(task.spec, device, runner.REPLICAS), 1)}
-        for task in todo.campaign(device.type, args.data) if task.spec.id not in stored])
+        for task in todo.campaign(device.type, args.data, runner.elsewhere(store, device)) if task.spec.id not in stored])
     _print(frame, args.json)
     if not args.json and len(frame):
         print(f"{len(frame)} runs, {frame['seconds'].sum() / 3600:.1f} hours one after the other on {device} "

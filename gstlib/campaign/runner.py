@@ -24,6 +24,7 @@ from gstlib.store import Store
 from gstlib.training import train
 from gstlib.training.checkpoint import Checkpoints
 from gstlib.training.engine import cores, pick_device
+from gstlib.training.provenance import processor
 
 REPLICAS = 10  # runs in lockstep on a GPU, where neither the user nor its memory says otherwise
 _PATIENCE = 120.0  # seconds that workers have to end their step and keep their checkpoints
@@ -50,16 +51,24 @@ def train_missing(store: Store, figures: Iterable[str], profile: str, source: st
 
 def run_campaign(store: Store, source: str | None = None, device: str = "auto", **options) -> Outcome:
     """`train_all` for the campaign of this kind of device."""
-    return train_all(store, lambda kind: campaign(kind, source), device, **options)
+    on_ray = options.get("executor") == "ray"  # whose processors are not this machine's
+    return train_all(store, lambda chosen: campaign(chosen.type, source, {} if on_ray else elsewhere(store, chosen)), device,
+                     **options)
 
 
-def train_all(store: Store, find: Callable[[str], list[Task]], device: str = "auto", workers: int | None = None,
+def elsewhere(store: Store, device: torch.device) -> dict[str, bool]:
+    """Of every stored run, whether another kind of processor than `device` trained it."""
+    here = processor(device)
+    return {run_id: any(about.get(what, kind) != kind for what, kind in here.items()) for run_id, _, about in store.about()}
+
+
+def train_all(store: Store, find: Callable[[torch.device], list[Task]], device: str = "auto", workers: int | None = None,
               replicas: int | None = None, time_limit: float | None = None, quiet: bool = False,
               executor: str | None = None, address: str | None = None, gpus_per_group: float = 1.0,
               checkpoint_every: float = 300.0) -> Outcome:
     """What became of all tasks, once those that `store` lacks are trained and stored, each as it ends.
 
-    find: gives the tasks for a type of device.
+    find: gives the tasks for a device.
     device: auto, cpu, cuda (every GPU of this machine) or cuda:N.
     workers: groups trained at a time; None: one a GPU, or one a core, since a run on a CPU has one thread.
     replicas: most runs of one shape that are trained in lockstep; None: 10 on a GPU, or what its memory holds.
@@ -85,7 +94,7 @@ def train_all(store: Store, find: Callable[[str], list[Task]], device: str = "au
         raise InputError("an address is that of a Ray cluster; add --executor ray")
     chosen = connect(address, device, workers) if executor == "ray" else pick_device(device)
     checkpoints = Checkpoints(store.path / "checkpoints", chosen.type, checkpoint_every)
-    tasks = find(chosen.type)
+    tasks = find(chosen)
     todo = missing(store, tasks)
     done = {task.spec.id for task in tasks} - {task.spec.id for task in todo}
     _tidy(done, checkpoints, store.path / "leases")

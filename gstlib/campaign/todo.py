@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from itertools import count
 from typing import NamedTuple
 
 from gstlib import data, experiments
@@ -56,8 +57,22 @@ def plan(figures: Iterable[str], profile: str, source: str | None = None, seeds=
         size, spec, experiments.parse_seeds(what.seeds(size) if seeds is None else seeds, size.first_seed))]
 
 
-def campaign(device: str, source: str | None = None) -> list[Task]:
-    """Every run of the campaign for this type of device (cpu, cuda), once, most valuable first."""
-    return list(_once(task for stage in experiments.CAMPAIGN[device]
-                      for task in plan([stage.figure], stage.profile, source, stage.seeds)
-                      if task.label in stage.labels or not stage.labels).values())
+def campaign(device: str, source: str | None = None, elsewhere: Mapping[str, bool] = {}) -> list[Task]:
+    """Every run of the campaign for this type of device (cpu, cuda), once, most valuable first.
+
+    elsewhere: of every stored run by id, whether another kind of processor trained it.  Runs of a seed compare best
+    where one kind did: of a seed that another has begun and not ended nothing is asked for, but of the next.
+    """
+    return list(_once(task for stage in experiments.CAMPAIGN[device] for task in _stage(stage, source, elsewhere)).values())
+
+
+def _stage(stage: experiments.Stage, source: str | None, elsewhere: Mapping[str, bool]) -> list[Task]:
+    tasks, found = [], 0
+    for seed in count(experiments.profile(stage.profile).first_seed):
+        if found == stage.seeds:
+            return tasks
+        runs = [task for task in plan([stage.figure], stage.profile, source, [seed])
+                if task.label in stage.labels or not stage.labels]
+        begun = [elsewhere[task.spec.id] for task in runs if task.spec.id in elsewhere]
+        if len(begun) == len(runs) or not any(begun):
+            tasks, found = tasks + runs, found + 1

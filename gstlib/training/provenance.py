@@ -14,15 +14,19 @@ import torch
 from gstlib.data import Images
 
 
+def processor(device: torch.device) -> dict:
+    """What of `provenance` tells kinds of processor apart: runs of a seed on one kind share their course bit for bit."""
+    return {"device": torch.cuda.get_device_name(device)} if device.type == "cuda" else {
+        "device": _cpu_name(), "instructions": torch.backends.cpu.get_cpu_capability()}
+
+
 def provenance(images: Images, device: torch.device, profile: str, seconds: float, replicas: int = 1) -> dict:
     """Where and with what a result was made: data, how many training and test images of them, device, versions, commit,
     date; no path and no host name."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     return {
         "data": images.name, "data_title": images.title, "fingerprint": images.fingerprint,
         "images": [len(images.train_y), len(images.test_y)],
-        "profile": profile, "device": name, "device_type": device.type,
-        "instructions": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads(),
+        "profile": profile, "device_type": device.type, **processor(device), "threads": torch.get_num_threads(),
         "seconds": round(seconds, 3), "replicas": replicas,
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(), "python": platform.python_version(),

@@ -129,6 +129,36 @@ def test_the_campaign_names_each_run_once_in_order_of_worth():
     assert all((task.figure, task.profile) in {stage[:2] for stage in stages} for task in planned)
 
 
+def test_a_campaign_leaves_a_seed_to_the_kind_of_processor_that_began_it(monkeypatch):
+    monkeypatch.setattr(todo.experiments, "CAMPAIGN", {"cpu": (
+        experiments.Stage("figure1-vgg11", "mini", 1, ("none", "L r=40")), experiments.Stage("figure1-vgg11", "mini", 3))})
+    of = {seed: todo.plan(["figure1-vgg11"], "mini", "digits", [seed]) for seed in range(10, 15)}
+
+    def seeds(elsewhere):
+        planned = todo.campaign("cpu", "digits", elsewhere)
+        return [seed for seed in of if {task.spec.id for task in of[seed]} <= {task.spec.id for task in planned}], len(planned)
+
+    ids = {seed: [task.spec.id for task in tasks] for seed, tasks in of.items()}
+    assert seeds({}) == seeds({ids[11][0]: False}) == ([10, 11, 12], 15)
+    # begun there: left alone; ended there: counts; begun here and there: left alone too
+    assert seeds({ids[11][0]: True}) == ([10, 12, 13], 15)
+    assert seeds(dict.fromkeys(ids[11], True)) == ([10, 11, 12], 15)
+    assert seeds({ids[12][0]: True, ids[12][1]: False, ids[11][4]: True}) == ([10, 13, 14], 15)
+    # of a stage of some configurations these count alone: ended there in seed 10, whose others are left alone
+    assert seeds({task.spec.id: True for task in of[10] if task.label in ("none", "L r=40")}) == ([11, 12, 13], 17)
+
+
+def test_what_another_kind_of_processor_trained_is_told_by_its_provenance(tmp_path, runs):
+    store = Store(tmp_path)
+    run(store, runs[:1])
+    stored = store.read(runs[0].spec.id)
+    assert runner.elsewhere(store, torch.device("cpu")) == {stored.spec.id: False}
+    for number, (about, other) in enumerate([({"device": "another"}, True), ({"instructions": "none"}, True), ({"commit": "x"}, False)]):
+        there = Store(tmp_path / str(number))
+        there.write(stored.spec, stored.provenance | about, {name: rows.to_dict("records") for name, rows in stored.tables.items()})
+        assert runner.elsewhere(there, torch.device("cpu")) == {stored.spec.id: other}
+
+
 def test_a_campaign_trains_what_its_stages_lack_each_at_its_profile(tmp_path, runs, monkeypatch):
     stages = [experiments.Stage("figure1-vgg11", profile, 1) for profile in ("smoke", "quarter", "smoke")]
     listed = dict(zip(stages, ([runs[0], runs[1]], [runs[1], runs[2]])))

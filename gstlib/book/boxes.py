@@ -79,7 +79,8 @@ def _found(claim: Claim, row: Mapping, prefix: str, said: str) -> str:
     if said == NOT_RUN:
         return f"{badge}: {escape(row[prefix + 'why'].partition('; make them with')[0])}"
     parts = "".join(f"<li>{escape(part)}</li>" for part in row[prefix + "note"].split("; "))
-    return f"{badge}, {row[prefix + 'n']:.0f} {claim.counted}<ul>{parts}</ul>"
+    but = f", but {escape(row[prefix + 'but'])}" * bool(row[prefix + "but"])
+    return f"{badge}, {row[prefix + 'n']:.0f} {claim.counted}{but}<ul>{parts}</ul>"
 
 
 def _differences(claim: Claim, profile: str, titles: Iterable[str]) -> str:

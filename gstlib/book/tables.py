@@ -106,10 +106,12 @@ def number(row: dict, prefix: str = "") -> str:
 
 
 def aside(row: dict, prefix: str = "") -> str:
-    """What stands beside a claim's verdict: Holm's p over all claims; where it is open, what these seeds could find."""
+    """What stands beside a claim's verdict: its reservation, Holm's p over all claims; where it is open, what these seeds
+    could find."""
     p, smallest, needed, unit = (row[prefix + name] for name in ("p_holm", "smallest_effect", "seeds_needed", "unit"))
     verdict = row["small_scale" if prefix else "verdict"]
-    words = [f"Holm's p {p:.2g}" + ", which does not uphold it" * bool(verdict in DECIDED and p >= LEVEL)] if p == p else []
+    words = [row[prefix + "but"]] if row[prefix + "but"] else []
+    words += [f"Holm's p {p:.2g}" + ", which does not uphold it" * bool(verdict in DECIDED and p >= LEVEL)] if p == p else []
     if verdict == INCONCLUSIVE and smallest == smallest:
         words.append(f"these seeds would find {text.number(smallest, math.nan, math.nan, unit)} or more")
         words += [f"what was seen needs {needed:.0f} seeds"] if needed < 1e6 else []
@@ -138,14 +140,41 @@ def claims_html(table: pd.DataFrame) -> str:
     lines = ['<table class="table claims">', "<thead><tr>", *(f"<th>{name}</th>" for name in headings),
              "</tr></thead>", "<tbody>"]
     for row in table.to_dict("records"):
-        link = f'<a href="{PAGES.get(row["id"], PAGES.get(row["figure"], "chapters/claims"))}.html"><strong>{row["id"]}</strong></a>'
         full, small = (escape(number(row, prefix)) + _part(row, prefix) for prefix in ("", "small_"))
         n, other = row["n"], counted[row["id"]].replace("seeds", "")
-        cells = (f'{link} {escape(row["statement"])}', escape(row["published"]), NONE if row["verdict"] == NOT_RUN else full,
+        cells = (f'{_link(row)} {escape(row["statement"])}', escape(row["published"]), NONE if row["verdict"] == NOT_RUN else full,
                  f"{n} {other} ({escape(row['profile'])})".replace("  ", " ") if n else "0",
                  _badge(row), _badge(row, "small_", "" if small == NONE else f" {small}"))
         lines += ["<tr>", *(f"<td>{cell}</td>" for cell in cells), "</tr>"]
     return "\n".join([*lines, "</tbody>", "</table>"])
+
+
+def conclusions(table: pd.DataFrame) -> str:
+    """What was reproduced at full width, what was not, what stays open and what was not looked at, as an HTML list."""
+    after, small = upheld(table), upheld(table, "small_")
+    alone = table["verdict"].isin(DECIDED) & (after == INCONCLUSIVE)
+    stated = (("Reproduced at full width", after == SUPPORTED), ("Contradicted at full width", after == CONTRADICTED),
+              ("So at full width by the rule of the claim alone, which all tests together do not uphold", alone))
+    named = (("Open at full width", (after == INCONCLUSIVE) & ~alone),
+             ("Looked at on a small scale alone, and decided there", (after == NOT_RUN) & small.isin(DECIDED)),
+             ("Looked at on a small scale alone, and open there", (after == NOT_RUN) & (small == INCONCLUSIVE)),
+             ("Not looked at yet", (after == NOT_RUN) & (small == NOT_RUN)))
+
+    def told(row: dict) -> str:
+        but = f", but {row['but']}" * bool(row["but"])
+        return (f"<li>{_link(row)} {escape(row['statement'])} {escape(number(row))}{_part(row, '')}, {row['n']} seeds, "
+                f"{escape(row['profile'])}{escape(but)}.</li>")
+
+    lines = [f"<li><strong>{name}:</strong><ul>{''.join(map(told, table[which].to_dict('records')))}</ul></li>"
+             for name, which in stated if which.any()]
+    lines += [f"<li><strong>{name}:</strong> {', '.join(map(_link, table[which].to_dict('records')))}.</li>"
+              for name, which in named if which.any()]
+    return f'<ul class="conclusions">{"".join(lines)}</ul>'
+
+
+def _link(row: dict) -> str:
+    page = PAGES.get(row["id"], PAGES.get(row["figure"], "chapters/claims"))
+    return f'<a href="{page}.html" title="{escape(row["statement"])}"><strong>{row["id"]}</strong></a>'
 
 
 def _part(row: dict, prefix: str) -> str:

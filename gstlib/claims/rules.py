@@ -43,12 +43,14 @@ class Part(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What the runs say of a claim: the verdict, its p, the part that decided it, and all parts in words."""
+    """What the runs say of a claim: the verdict, its p, the part that decided it, all parts in words, and a reservation
+    that must stand wherever the verdict does."""
 
     verdict: str
     p: float
     part: Part
     note: str
+    but: str = ""
 
 
 def part(name: str, each, unit: str = "points", confidence: float = 0.95) -> Part:
@@ -103,12 +105,12 @@ def differ(name: str, table: np.ndarray) -> Part:
     return Part(name, Estimate(float(np.ptp(means)), math.nan, math.nan, len(table), p), p / 2, 1.0)
 
 
-def decide(*parts: Part, note: str = "", p: float | None = None) -> Finding:
+def decide(*parts: Part, note: str = "", p: float | None = None, but: str = "") -> Finding:
     """The verdict where all parts must hold; `p` is given where it is not that of the parts' tests (C1 in general)."""
     whole = every(*parts)
     if p is None:
         p = min(1.0, 2 * min(whole.right, whole.wrong))
-    return Finding(whole.verdict, p, whole, "; ".join([*map(str, parts)] + [note] * bool(note)))
+    return Finding(whole.verdict, p, whole, "; ".join([*map(str, parts)] + [note] * bool(note)), but)
 
 
 def adjusted(p: Sequence[float]) -> np.ndarray:

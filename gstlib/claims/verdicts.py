@@ -23,7 +23,7 @@ FULL_WIDTH = ("paper", "quarter")  # the profiles that speak about the paper, th
 SMALL = "mini"
 MOST = 100  # seeds; for an effect that needs more nobody is asked to train
 _FOUND = ("estimate", "low", "high", "confidence", "n", "runs", "unit", "part", "p", "p_holm",
-          "smallest_effect", "seeds_needed", "why", "note", "command")
+          "smallest_effect", "seeds_needed", "why", "note", "but", "command")
 _SHARES = {"accuracy": "final_accuracy", "gap": "gap", "mean_instability": "mean_instability",
            "wrong_fitted": "final_train_wrong"}  # shown in points
 
@@ -91,7 +91,7 @@ def evaluate(store: Store, profile: str | None = None, data: str | None = None, 
     zero" (`unit`; logarithms are printed as ratios), confidence, n (complete seeds; C1g: configurations, C19:
     networks), runs, part (of several the one that decides, which these numbers are of), p, p_holm (over all claims
     that were run), smallest_effect (found with 80% power), seeds_needed (for the effect seen), why (what is missing
-    and the command that makes it), note (all parts), command (makes what is missing, or as many seeds as an open
+    and the command that makes it), note (all parts), but (a reservation that must stand beside the verdict), command (makes what is missing, or as many seeds as an open
     claim needs, up to `MOST`), verdict; small_scale (the verdict at `mini`, or at the reduced profile asked for)
     and small_… for all of these; figure, statistic, test. Raises `InputError` for an unknown profile and mixed
     data.
@@ -154,7 +154,7 @@ def judge(claim: Claim, profile: str, studies: dict[str, Study], store: Store, d
     A seed that lacks a configuration is left out, and said.  `data` is named in the command that makes it.
     """
     row = dict.fromkeys(_FOUND, math.nan) | {"confidence": 0.95, "n": 0, "runs": 0, "verdict": NOT_RUN,
-                                             **dict.fromkeys(("unit", "part", "why", "note", "command"), "")}
+                                             **dict.fromkeys(("unit", "part", "why", "note", "but", "command"), "")}
     given, gaps, commands = [], [], {}
     for figure, needs in claim.needs.items():
         table = by_seed(studies[figure], needs) if figure in studies else pd.DataFrame()
@@ -184,12 +184,12 @@ def judge(claim: Claim, profile: str, studies: dict[str, Study], store: Store, d
         row["why"] += f"; make them with: {row['command']}"
     if not enough:
         return row
-    verdict, p, part, note = claim.evaluate(*given)
+    verdict, p, part, note, but = claim.evaluate(*given)
     if verdict == INCONCLUSIVE and part.needed <= MOST:
         row["command"] = " && ".join(command(figure, profile, data, store.path, int(part.needed)) for figure in claim.needs)
     return row | {"estimate": part.found.value, "low": part.found.low, "high": part.found.high, "n": part.found.n,
                   "unit": part.unit, "part": part.name, "confidence": part.confidence, "verdict": verdict, "p": p, "note": note,
-                  "smallest_effect": part.smallest, "seeds_needed": part.needed}
+                  "but": but, "smallest_effect": part.smallest, "seeds_needed": part.needed}
 
 
 def _costs(store: Store) -> pd.Series:

@@ -220,16 +220,18 @@ def trend(runs: pd.DataFrame, x: str, y: str, unit: str) -> str:
     found = seed_slopes(runs.assign(**{y: 100 * runs[y]}), x, y)
     if not found.n:
         return "too few runs for a trend."
-    rho = stats.spearmanr(runs[x], runs[y], nan_policy="omit").statistic
-    return f"{number(*found[:3], 'points', form='+.2f')} {unit}, Spearman's $\\rho = {rho:.2f}$ ({seeds(found.n)})."
+    rank = ""  # which a constant has none of
+    if runs[y].nunique() > 1:
+        rank = f", Spearman's $\\rho = {stats.spearmanr(runs[x], runs[y], nan_policy='omit').statistic:.2f}$"
+    return f"{number(*found[:3], 'points', form='+.2f')} {unit}{rank} ({seeds(found.n)})."
 
 
 def decile_trend(rows: pd.DataFrame) -> str:
-    """Figure 2's trends (C5): gap and test accuracy over the deciles, with D10 and without."""
+    """Figure 2's trends (C5): gap, test and training accuracy over the deciles, with D10 and without."""
     return "\n".join(
         f"  - {name}, {which}: {trend(part, 'decile', column, 'per decile')}"
         for which, part in (("D0 to D10", rows), ("without D10", rows[rows["target"] != DECILES[-1]]))
-        for column, name in (("gap", "gap"), ("final_accuracy", "test accuracy")))
+        for column, name in (("gap", "gap"), ("final_accuracy", "test accuracy"), ("final_train_accuracy", "training accuracy")))
 
 
 def refused(layers: pd.DataFrame) -> str:

@@ -102,6 +102,31 @@ def test_the_sentence_counts_verdicts_and_runs(judged):
     assert f"{counts['supported'] - 1} supported, 1 inconclusive" in tables.verdicts_sentence(lost, store)
 
 
+def test_the_conclusions_name_every_claim_once_under_what_became_of_it(judged):
+    _, found = judged
+
+    def groups(table):
+        parts = tables.conclusions(table).split("<li><strong>")[1:]
+        return {part.partition(":</strong>")[0]: re.findall(r"<strong>(C\w+)</strong>", part) for part in parts}
+
+    told = groups(found)
+    assert sorted(sum(told.values(), [])) == sorted(claim.id for claim in claims.CLAIMS)
+    assert "C1" in told["Reproduced at full width"] and "C2" in told["Not looked at yet"]
+    c1 = found["id"] == "C1"
+    assert groups(found.assign(verdict=found["verdict"].mask(c1, "contradicted")))["Contradicted at full width"] == ["C1"]
+    assert groups(found.assign(verdict=found["verdict"].mask(c1, "inconclusive")))["Open at full width"] == ["C1"]
+    lost = found.assign(p_holm=found["p_holm"].mask(c1, 0.06), but=found["but"].mask(c1, "by <worse> training"))
+    assert groups(lost)["So at full width by the rule of the claim alone, which all tests together do not uphold"] == ["C1"]
+    page = tables.conclusions(lost)
+    assert "3 seeds, quarter, but by &lt;worse&gt; training." in page and tables.number(found[c1].iloc[0].to_dict()) in page
+    small = found.assign(small_scale=found["small_scale"].mask(found["id"] == "C2", "supported").mask(found["id"] == "C4", "inconclusive"))
+    told = groups(small)
+    assert told["Looked at on a small scale alone, and decided there"] == ["C2"]
+    assert told["Looked at on a small scale alone, and open there"] == ["C4"]
+    hostile = _Rows(tables.conclusions(found.assign(statement=HOSTILE, unit=HOSTILE, but=HOSTILE)))
+    assert {"script", "img"}.isdisjoint(hostile.tags)
+
+
 def test_an_empty_store_s_sentence_names_no_date(tmp_path):
     store = Store(tmp_path / "none")
     text = tables.verdicts_sentence(claims.evaluate(store), store)
@@ -116,13 +141,15 @@ def test_what_a_claim_says_is_escaped(judged):
 
 def test_beside_an_open_verdict_stands_what_the_seeds_could_have_found():
     row = {"verdict": "inconclusive", "small_scale": "supported", "p_holm": 0.4, "smallest_effect": 1.5, "seeds_needed": 14.0,
-           "unit": "points"}
+           "unit": "points", "but": ""}
     assert tables.aside(row) == "Holm's p 0.4, these seeds would find 1.50 points or more, what was seen needs 14 seeds"
     assert tables.aside(row | {"unit": "log10 ratio", "smallest_effect": 1.0, "seeds_needed": float("inf")}) == (
         "Holm's p 0.4, these seeds would find 10.00 times or more")
     small = {f"small_{name}": value for name, value in row.items()} | {"small_scale": "supported", "small_p_holm": np.float64(0.4)}
     assert tables.aside(small, "small_") == "Holm's p 0.4, which does not uphold it"
     assert tables.aside(row | {"verdict": "not run", "p_holm": float("nan")}) == ""
+    assert tables.aside(row | {"verdict": "supported", "but": "by worse training"}) == (
+        "by worse training, Holm's p 0.4, which does not uphold it")
 
 
 def test_an_interval_of_another_confidence_says_so():
@@ -137,7 +164,7 @@ def test_every_claim_has_a_page_and_the_front_page_takes_its_table_from_the_clai
     assert {claim.figure for claim in claims.CLAIMS} <= tables.PAGES.keys()
     assert set(tables.PAGES.values()) <= set(toc_files())
     front, glued = (BOOK / "index.md").read_text(), "\n".join(code("claims"))
-    for key in ("claims-table", "claims-verdicts"):
+    for key in ("claims-table", "claims-verdicts", "claims-conclusions"):
         assert key in front and f'glue("{key}"' in glued
     assert not re.search(r"supported|contradicted|inconclusive", front), "a verdict typed by hand would go stale"
 
@@ -391,4 +418,4 @@ def test_of_several_parts_the_one_that_the_number_is_of_is_named(judged):
 def test_a_claim_whose_figure_has_no_page_of_its_own_links_to_the_claims(judged):
     _, found = judged
     page = tables.claims_html(found.assign(figure=found["figure"].where(found["id"] != "C1", "peaks")))
-    assert '<a href="chapters/claims.html"><strong>C1</strong></a>' in page
+    assert re.search('<a href="chapters/claims.html" [^>]*><strong>C1</strong></a>', page)

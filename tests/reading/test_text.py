@@ -110,7 +110,8 @@ def test_a_trend_is_the_mean_slope_of_complete_seeds(tmp_path):
     assert text.trend(gone, "decile", "gap", "per decile").endswith("(2 seeds).")
     assert text.trend(rows.head(0), "decile", "gap", "per decile") == "too few runs for a trend."
     told = text.decile_trend(rows)
-    assert told.count("without D10") == 2 and told.count("test accuracy") == 2
+    assert told.count("without D10") == 3 and told.count("test accuracy") == told.count("training accuracy") == 2
+    assert told.count("Spearman") == 4 and "nan" not in told, "the made-up training accuracy is constant"
 
 
 def test_what_bf16_changes_is_told_seed_by_seed(tmp_path):

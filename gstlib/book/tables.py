@@ -154,16 +154,18 @@ def conclusions(table: pd.DataFrame) -> str:
     after, small = upheld(table), upheld(table, "small_")
     alone = table["verdict"].isin(DECIDED) & (after == INCONCLUSIVE)
     stated = (("Reproduced at full width", after == SUPPORTED), ("Contradicted at full width", after == CONTRADICTED),
-              ("So at full width by the rule of the claim alone, which all tests together do not uphold", alone))
-    named = (("Open at full width", (after == INCONCLUSIVE) & ~alone),
-             ("Looked at on a small scale alone, and decided there", (after == NOT_RUN) & small.isin(DECIDED)),
+              ("Seen at full width, but not upheld when all claims are tested together", alone),
+              ("Open at full width", (after == INCONCLUSIVE) & ~alone))
+    named = (("Looked at on a small scale alone, and decided there", (after == NOT_RUN) & small.isin(DECIDED)),
              ("Looked at on a small scale alone, and open there", (after == NOT_RUN) & (small == INCONCLUSIVE)),
              ("Not looked at yet", (after == NOT_RUN) & (small == NOT_RUN)))
 
+    counted = {claim.id: claim.counted for claim in CLAIMS}
+
     def told(row: dict) -> str:
         but = f", but {row['but']}" * bool(row["but"])
-        return (f"<li>{_link(row)} {escape(row['statement'])} {escape(number(row))}{_part(row, '')}, {row['n']} seeds, "
-                f"{escape(row['profile'])}{escape(but)}.</li>")
+        return (f"<li>{_link(row)} {escape(row['statement'])} {escape(number(row))}{_part(row, '')}, {row['n']} {counted[row['id']]}, "
+                f"profile {escape(row['profile'])}{escape(but)}.</li>")
 
     lines = [f"<li><strong>{name}:</strong><ul>{''.join(map(told, table[which].to_dict('records')))}</ul></li>"
              for name, which in stated if which.any()]

@@ -116,9 +116,9 @@ def test_the_conclusions_name_every_claim_once_under_what_became_of_it(judged):
     assert groups(found.assign(verdict=found["verdict"].mask(c1, "contradicted")))["Contradicted at full width"] == ["C1"]
     assert groups(found.assign(verdict=found["verdict"].mask(c1, "inconclusive")))["Open at full width"] == ["C1"]
     lost = found.assign(p_holm=found["p_holm"].mask(c1, 0.06), but=found["but"].mask(c1, "by <worse> training"))
-    assert groups(lost)["So at full width by the rule of the claim alone, which all tests together do not uphold"] == ["C1"]
+    assert groups(lost)["Seen at full width, but not upheld when all claims are tested together"] == ["C1"]
     page = tables.conclusions(lost)
-    assert "3 seeds, quarter, but by &lt;worse&gt; training." in page and tables.number(found[c1].iloc[0].to_dict()) in page
+    assert "3 seeds, profile quarter, but by &lt;worse&gt; training." in page and tables.number(found[c1].iloc[0].to_dict()) in page
     small = found.assign(small_scale=found["small_scale"].mask(found["id"] == "C2", "supported").mask(found["id"] == "C4", "inconclusive"))
     told = groups(small)
     assert told["Looked at on a small scale alone, and decided there"] == ["C2"]

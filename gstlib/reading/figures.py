@@ -408,12 +408,14 @@ def gap_by_magnitude(rows: pd.DataFrame, structure: str) -> Figure:
 
 
 def _gap_axes(x: str, rows: pd.DataFrame) -> Axes:
-    """A panel with the same scale for both structures, so that their effects can be compared by eye."""
+    """A panel with the same scale for both structures, so that their effects can be compared by eye; no interval is cut."""
     ax = axes(x, "test − train accuracy (points)")
     ax.yaxis.set_major_formatter(_POINTS)
     if len(rows):
-        room = 0.06 * max(np.ptp(rows["gap"]), 0.01)
-        ax.set_ylim(rows["gap"].min() - room, rows["gap"].max() + room)
+        found = [t_interval(runs) for _, runs in rows.groupby(["structure", "target"])["gap"]]
+        ends = [*rows["gap"], *(end for each in found if each.n >= FEWEST for end in (each.low, each.high))]
+        room = 0.06 * max(np.ptp(ends), 0.01)
+        ax.set_ylim(min(ends) - room, max(ends) + room)
     return ax
 
 

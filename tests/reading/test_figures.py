@@ -110,6 +110,11 @@ def test_gap_by_decile_draws_every_target_where_it_belongs(deciles):
         assert expected[7] - expected[0] == pytest.approx(0.07, abs=0.006)
     weights, neurons = (figures.gap_by_decile(deciles, structure).axes[0] for structure in ("weight", "filter"))
     assert weights.get_ylim() == neurons.get_ylim()
+    unsure = deciles.assign(gap=deciles["gap"] + 0.05 * (deciles["seed"] - deciles["seed"].mean()) * (deciles["target"] == "D4"))
+    for ax in (figures.gap_by_decile(unsure, structure).axes[0] for structure in ("weight", "filter")):
+        low, high = ax.get_ylim()
+        bars = [segment[:, 1] for lines in ax.collections for segment in getattr(lines, "get_segments", list)()]
+        assert bars and low < np.min(bars) and np.max(bars) < high, "an interval is cut off"
 
 
 def test_the_trend_of_the_gap_is_drawn_with_and_without_the_largest(deciles):

@@ -1,4 +1,4 @@
-"""What the replication needs, most valuable first."""
+"""What the replication needs, most valuable first: one list for a CPU, one for a GPU."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CAMPAIGN = {
     "cpu": (
         Stage("figure1-vgg11", "mini", 5),
         Stage("figureA1", "mini", 3),
-        *(Stage(figure, "mini", 1) for figure in _NEW),  # what no run has been seen of yet
+        *(Stage(figure, "mini", 1) for figure in _NEW),  # one look at what was added last
         *_FEW,
         Stage("figure3", "mini", 3),
         Stage("final-figure4", "mini", 3),

@@ -50,7 +50,7 @@ def misspelt(found: set[str], dictionary: SpellChecker) -> list[str]:
 @pytest.mark.parametrize("name", sorted(prose()))
 def test_every_word_is_known(name, dictionary):
     wrong = misspelt(words(prose()[name]), dictionary)
-    assert not wrong, f"{name}: {', '.join(wrong)}; mend them, or add them to tests/words.txt if they are right"
+    assert not wrong, f"{name}: {', '.join(wrong)}; mend them, or add them to tests/book/words.txt if they are right"
 
 
 @pytest.mark.parametrize("name", sorted(prose()))

@@ -1,4 +1,4 @@
-# Every target sets up .venv on its first use; nothing else needs installing.
+# What needs .venv sets it up on its first use; nothing else needs installing, but for `browser` Chromium.
 PROFILE ?= mini
 RESULTS ?= book/results
 TRAIN   ?= 0
@@ -96,5 +96,5 @@ browser: $(READY) ## open every page of the built book in Chromium (build it fir
 readme: $(READY) ## write what the README says of RESULTS, and its moving picture
 	$(BIN)/python -m gstlib.book.readme "$$RESULTS"
 
-clean: ## remove what the other targets made, stored results excepted
+clean: ## remove the built book, its executed chapters and build/
 	rm -rf book/_build $(EXECUTED) build

@@ -2,7 +2,7 @@
 
 For three layers of each network half the units are removed, and hooks of this
 program's own look whether the next convolutions and linear layers are given
-zeros there.  The book's page "Networks of others" shows the file this writes.
+zeros there.  The book's page "Prune your own network" shows the file that --output writes.
 """
 
 from __future__ import annotations

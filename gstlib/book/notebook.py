@@ -256,7 +256,7 @@ def drawn_from(chapters: Iterable[str], profile: str, results: str, data: str | 
     # in the project's root, where making a chapter leads
     digest = hashlib.sha256(repr([profile, results, data, seeds, *chapters]).encode())
     for folder, pattern in ((Path(), "pyproject.toml"), (Path(), "chapters/*.ipynb"), (Path(), "gstlib/**/*.py"),
-                            (store.path, "[!.]*.json"), (store.path, "runs/*.parquet")):
+                            (store.path, "[!.]*.json"), (store.path, "**/runs/*.parquet")):
         for place in sorted(folder.glob(pattern)):
             digest.update(repr([place.name, hashlib.sha256(place.read_bytes()).hexdigest()]).encode())
     return digest.hexdigest()

@@ -237,7 +237,8 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--without", metavar="NAMES", help="of capture, streams, compile, autotune, fused-optimiser, with "
                          "commas between: what the engine is not to use, as GSTLIB_WITHOUT")
     for sub in (listing, run):
-        sub.add_argument("--campaign", action="store_true", help="what is missing of this type of device's list, most valuable first; no FIGURE")
+        sub.add_argument("--campaign", action="store_true",
+                         help="what is missing of this type of device's list, most valuable first; no FIGURE")
     run.add_argument("--workers", type=int, help="runs at a time on a CPU (default: one a core), GPUs (default: all)")
     run.add_argument("--replicas", type=int, help="runs in lockstep on one GPU (default: 10, or what memory holds)")
     run.add_argument("--time-limit", type=float, metavar="MINUTES",

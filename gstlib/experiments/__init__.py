@@ -1,4 +1,4 @@
-"""The paper's experiments as data: profiles (sizes), figures (which runs), the campaign (in what order)."""
+"""The experiments as data, the paper's and ours: profiles (sizes), figures (which runs), campaign (order)."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""One run, from its specification to its rows: the engine, checkpoints, provenance."""
+"""One run, from its specification to its rows: the engine, measures, checkpoints, pace, provenance."""

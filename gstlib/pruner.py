@@ -31,7 +31,7 @@ class Pruner:
 
     `layers` names the layers (or the one layer) in the schedule's order; None takes the last
     batch-normalised convolutions, as many as the schedule has (the paper's
-    last four), or the last layers of whatever kind the network has.  `score`: "ebn", "ebn-signed",
+    last four); in a network without any the last convolutions, or else linear layers.  `score`: "ebn", "ebn-signed",
     "l2", "l1" or "activation" with `structure` "filter", "magnitude" with "weight" (which is taken
     when `structure` is "weight" and the score was left at its default).
     `target`, see `gstlib.pruning.select`; `effect` and `batches`, see

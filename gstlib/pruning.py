@@ -65,8 +65,8 @@ class Schedule:
     entry a layer, or one number for a single layer.  Epochs count from 0.
     With `scratch` every layer has a single event before the first step
     instead, which belongs to epoch -1.  Raises `InputError` for an epoch or a
-    period that is no whole number, a fraction outside 0 … 1, an end before
-    its start, a retrain period below 1, or sequences of unequal length.
+    period that is no whole number, a fraction outside 0 … 1, a start below 0,
+    an end before its start, a retrain period below 1, or sequences of unequal length.
     """
 
     start: Sequence[int]

@@ -81,7 +81,7 @@ book: $(READY) ## build the book from RESULTS, figures redrawn where they are ou
 test: $(READY) ## run the tests, on two cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-audit: $(READY) ## train a random stored run of PROFILE again and compare its rows (RUN=id: that one)
+audit: $(READY) ## train a random stored run of PROFILE again and compare its rows (DATA=its images; RUN=id: that one)
 	set -f; $(BIN)/python -m gstlib audit --profile="$$PROFILE" --results="$$RESULTS" $${DATA:+--data="$$DATA"} $${RUN:+--run="$$RUN"}
 
 bench: $(READY) ## measure the engine against a plain PyTorch loop (QUICK=1: in minutes)

@@ -45,7 +45,8 @@ def import_(store: Store, place: str | os.PathLike) -> tuple[list[str], list[str
 
     Each run is verified before it is stored.  A run that is here already
     stays as it is; where the archive's has other rows (wall-clock seconds
-    aside) it is refused.  Names in the archive never become paths.
+    aside) it is refused.  Names in the archive never become paths.  Raises
+    `InputError` for what is no archive, and where the store cannot be written.
     """
     added, known, refused = [], [], {}
     try:

@@ -80,7 +80,7 @@ class Run(NamedTuple):
 
 
 class Store:
-    """The finished runs under a results folder. The folder is made on the first write."""
+    """The finished runs under a results folder, which is made on the first write. Raises `InputError` for a file."""
 
     def __init__(self, path: str | os.PathLike):
         self.path, self.folder, self._index = Path(path), Path(path) / "runs", Path(path) / ".index.json"

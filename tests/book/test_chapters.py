@@ -167,6 +167,13 @@ def test_a_chapter_without_its_runs_names_the_command(chapter, run_here, tmp_pat
     assert {results for _, results in named} == {str(store.path)}
 
 
+def test_what_figure_5_does_not_draw_is_named_once(run_here, tmp_path):
+    store = Store(tmp_path / "results")
+    write(store, experiments.experiment("figure5").runs(SMOKE, DATA, [0])[0], 0.5, 0.1)
+    text, _ = run_here(ROOT / "chapters/figure5.ipynb", profile="smoke", results=str(store.path), output=str(tmp_path))
+    assert re.search("Not drawn.*", text)[0].count("`L l2 weights`") == 1
+
+
 @pytest.mark.slow
 @every_chapter_with_panels
 def test_a_chapter_executes_through_papermill(chapter, whole, tmp_path):

@@ -129,6 +129,8 @@ def command_verify(args) -> int:
                      "commit": plain(run.provenance["commit"])[:12]}
         except InputError as error:
             found = {"ok": None if isinstance(error, NewerSchema) else False, "problem": plain(error, 1000)}
+        except KeyError:
+            found = {"ok": False, "problem": "it is a link to nothing, or was removed just now"}
         rows.append({"id": run_id} | nothing | found)
     _print(pd.DataFrame(rows), args.json)
     whole, bad, newer = (sum(row["ok"] is ok for row in rows) for ok in (True, False, None))

@@ -161,7 +161,7 @@ def test_verify_reads_every_run(filled, results, capsys):
     assert "4 runs are as they were written, 0 are not" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("damage", ["cut", "text", "other name"])
+@pytest.mark.parametrize("damage", ["cut", "text", "other name", "link to nothing"])
 def test_verify_names_what_is_damaged(filled, results, capsys, damage):
     place = filled.file(filled.ids()[1])
     name = place.stem
@@ -169,6 +169,9 @@ def test_verify_names_what_is_damaged(filled, results, capsys, damage):
         place.write_bytes(place.read_bytes()[:-100])
     elif damage == "text":
         place.write_text("nonsense")
+    elif damage == "link to nothing":
+        place.unlink()
+        place.symlink_to("nothing")
     else:
         place.write_bytes(filled.file(filled.ids()[0]).read_bytes())
     assert main(["verify", "--results", str(results), "--json"]) == 1

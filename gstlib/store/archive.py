@@ -28,7 +28,7 @@ def export(store: Store, place: str | os.PathLike, ids: Iterable[str] | None = N
         raise InputError(f"an archive at {place} would lie among the stored runs; name another place")
 
     def write(file) -> None:
-        with zipfile.ZipFile(file, "w") as archive:
+        with zipfile.ZipFile(file, "w", strict_timestamps=False) as archive:  # files may be of 1970
             for run_id, _ in store.runs(ids):
                 archive.write(store.file(run_id), f"runs/{run_id}.parquet")
                 packed.append(run_id)

@@ -31,6 +31,12 @@ def test_an_archive_takes_runs_elsewhere(filled, archive, other):  # noqa: F811
     assert import_(other, archive) == ([], filled.ids(), {}) and not leftovers(other)
 
 
+def test_files_without_a_date_are_packed(filled, other, tmp_path):  # noqa: F811
+    os.utime(filled.file(spec().id), (0, 0))  # zip's years begin in 1980
+    assert export(filled, tmp_path / "runs.zip") == 1
+    assert import_(other, tmp_path / "runs.zip") == ([spec().id], [], {})
+
+
 def test_chosen_runs_alone_are_exported_and_damaged_ones_left_out(filled, archive, capsys):  # noqa: F811
     assert export(filled, archive, [spec(1).id]) == 1
     filled.file(spec().id).write_bytes(b"nonsense")

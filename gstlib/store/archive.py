@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gstlib import files
 from gstlib.errors import InputError, plain
-from gstlib.store.runs import LARGEST, Store, parse, same_rows
+from gstlib.store.runs import LARGEST, NewerSchema, Store, parse, same_rows
 
 # of the other methods a few bytes may become gigabytes in one step
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -69,7 +69,11 @@ def import_(store: Store, place: str | os.PathLike) -> tuple[list[str], list[str
             except _BROKEN as error:
                 refused[name] = plain(error)
                 continue
-            stored = store.place(match[1], content)
+            try:
+                stored = store.place(match[1], content)
+            except NewerSchema as error:
+                refused[match[1]] = plain(error, 1000)
+                continue
             if stored is not None and not same_rows(run, stored):
                 refused[match[1]] = "is stored here with other rows; the stored one was kept"
             else:

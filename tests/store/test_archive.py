@@ -112,6 +112,15 @@ def test_foreign_members_are_refused_one_by_one(filled, archive, other, tmp_path
     assert not list(tmp_path.rglob("escaped*")) and not list(tmp_path.rglob("absolute*")) and not leftovers(other)
 
 
+def test_a_newer_run_that_is_stored_here_stays_and_the_others_are_taken(filled, archive):  # noqa: F811
+    later = newer(filled, "schema")
+    before = filled.file(later).read_bytes()
+    filled.file(spec(1).id).unlink()
+    added, known, refused = import_(filled, archive)
+    assert (added, known, list(refused)) == ([spec(1).id], [], [later]) and "schema 99" in refused[later]
+    assert filled.file(later).read_bytes() == before
+
+
 @pytest.mark.parametrize("damage", ["content", "method", "encrypted"])
 def test_members_that_cannot_be_unpacked_are_refused(archive, other, damage):
     content = bytearray(archive.read_bytes())

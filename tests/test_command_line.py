@@ -481,6 +481,13 @@ def test_characters_that_a_terminal_lacks_are_shown_by_their_numbers(filled, res
     assert (done.returncode, done.stderr) == (0, "") and "l\\xe4ufe.zip" in done.stdout and archive.exists()
 
 
+def test_commands_work_where_texts_are_ascii():
+    plain = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    done = subprocess.run([sys.executable, "-m", "gstlib", "list", "figure3", "--seeds", "1", "--json"], cwd=ROOT,
+                          env=os.environ | plain, capture_output=True, text=True)
+    assert done.returncode == 0 and len(json.loads(done.stdout)) == 7
+
+
 def test_commands_work_where_docstrings_are_stripped_and_no_home_is(tmp_path):
     done = subprocess.run([sys.executable, "-OO", "-m", "gstlib", "list", "figure3", "--seeds", "1", "--json"], cwd=ROOT,
                           env={n: v for n, v in os.environ.items() if n != "HOME"}, capture_output=True, text=True)

@@ -91,7 +91,7 @@ def key(kind: str, path: Path) -> str | None:
     else:
         parts = (path / name for name in PUBLISHED.get(kind, ("train", "test") if path.is_dir() else ("",)))
         now = [_stamps(part) for part in parts if part.exists()]
-    code = Path(__file__).with_name("sources.py").read_text()
+    code = Path(__file__).with_name("sources.py").read_text("utf-8")
     whole = [kind, str(path.resolve()), now, code, version("pillow")]
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:32] if now else None
 

@@ -157,9 +157,9 @@ def command_audit(args) -> int:
 
 
 def command_export(args) -> int:
-    """Pack stored runs into one archive (all of them; or the stored ones of the figures named)."""
-    store = _existing(args.results)
-    ids = {task.spec.id for task in _tasks(args)} & set(store.ids()) if args.figures else None
+    """Pack stored runs into one archive (all of them; or those of the figures, profile, data and seeds named)."""
+    store, named = _existing(args.results), args.figures or (args.profile, args.data, args.seeds) != (None, None, None)
+    ids = {task.spec.id for task in _tasks(args)} & set(store.ids()) if named else None
     print(f"{export(store, args.archive, ids)} runs packed into {plain(args.archive, 5000)}")
     return 0
 

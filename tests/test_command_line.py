@@ -224,6 +224,14 @@ def test_runs_travel_in_an_archive(filled, results, tmp_path, capsys):
     assert "0 runs added" in (out := capsys.readouterr().out) and "4 were there already" in out
 
 
+def test_what_is_asked_for_without_a_figure_is_exported_alone(filled, results, tmp_path, capsys):
+    command = ["export", "--archive", str(tmp_path / "runs.zip"), "--results", str(results)]
+    for asked, packed in (["--profile", "smoke"], 0), (["--seeds", "1,"], 0), (["figureA2", "--profile", "tiny"], 4), ([], 4):
+        assert main([*command, *asked]) == 0
+        assert f"{packed} runs packed" in capsys.readouterr().out
+    assert main([*command, "--profile", "huge"]) == 2
+
+
 BAD = {
     "figure": ["run", "figure9"],
     "figure of list": ["list", "figure1"],

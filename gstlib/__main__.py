@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import os
 import signal
@@ -302,7 +301,7 @@ def main(argv: list[str] | None = None) -> int:
                 return 128 + signal.SIGPIPE
             said = error if error.filename else f"standard output cannot be written: {error.strerror}"
             print(f"gstlib: {plain(said, 5000)}", file=sys.stderr)
-            return 2 if error.errno == errno.ENAMETOOLONG else 1
+            return 2 if error.filename else 1
 
 
 if __name__ == "__main__":

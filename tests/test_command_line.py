@@ -344,6 +344,18 @@ def test_an_interrupted_run_keeps_what_is_finished_and_goes_on(results, capsys, 
     assert "2 runs trained, 2 were stored already" in capsys.readouterr().out
 
 
+def test_a_folder_that_may_not_be_looked_into_is_bad_input(results, capsys, monkeypatch):
+    def refused(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    no_training(monkeypatch)
+    (results / "leases").mkdir(parents=True)
+    monkeypatch.setattr(Path, "iterdir", refused)
+    assert run(results) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and str(results / "leases") in err
+
+
 def test_the_results_folder_may_come_from_the_environment(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("GSTLIB_RESULTS", str(tmp_path / "elsewhere"))
     assert main(["verify"]) == 2

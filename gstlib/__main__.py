@@ -291,8 +291,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"gstlib: {plain(error, 5000)}", file=sys.stderr)
             return 2
         except KeyboardInterrupt as interrupt:
-            print("gstlib: interrupted; finished runs are stored, runs in progress keep their checkpoints, "
-                  "the same command goes on from there", file=sys.stderr)
+            print("gstlib: interrupted" + ("; finished runs are stored, runs in progress keep their checkpoints, the same "
+                                           "command goes on from there" if args.command == "run" else ""), file=sys.stderr)
             return 128 + getattr(interrupt, "signum", signal.SIGINT)
         except OSError as error:
             with suppress(OSError):  # what is left to be written would fail again at the end

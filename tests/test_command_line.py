@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -342,6 +343,12 @@ def test_an_interrupted_run_keeps_what_is_finished_and_goes_on(results, capsys, 
     assert err.count("\n") == 1 and "interrupted" in err and Store(results).ids() == sorted(written)
     assert run(results) == 0
     assert "2 runs trained, 2 were stored already" in capsys.readouterr().out
+
+
+def test_what_cannot_go_on_is_not_said_to(filled, results, capsys, monkeypatch):
+    monkeypatch.setattr(Store, "read", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    assert main(["verify", "--results", str(results)]) == 130
+    assert capsys.readouterr().err == "gstlib: interrupted\n"
 
 
 def test_a_folder_that_may_not_be_looked_into_is_bad_input(results, capsys, monkeypatch):

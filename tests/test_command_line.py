@@ -316,6 +316,16 @@ def test_a_run_that_cannot_be_trained_stops_all_before_any_is(results, tiny_spec
     assert err.count("\n") == 1 and "fc1" in err and not results.exists()
 
 
+@pytest.mark.parametrize("figure, profile, why", [
+    ("figure1-vgg11", "mini", "400 of class 0, but there are 35"), ("final-figure2", "paper", "flatness is measured on 512")])
+def test_too_few_images_stop_all_before_any_run_is_trained(figure, profile, why, results, capsys, monkeypatch):
+    no_training(monkeypatch)
+    command = ["run", figure, "--profile", profile, "--data", "digits", "--seeds", "1", "--device", "cpu", "--workers", "1"]
+    assert main([*command, "--results", str(results)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and why in err and "use a larger data set" in err and not results.exists()
+
+
 def test_a_failing_run_does_not_stop_the_others(results, tiny_spec, capsys, monkeypatch):
     bad = tiny_spec(optimiser=OptimiserSpec("sgd", lr=1e30, epochs=2, batch_size=32))
     trial(monkeypatch, tiny_spec(), bad, tiny_spec(seed=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import sys
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from gstlib import data
 from gstlib.campaign.executors import EXECUTORS, Setting, connect
 from gstlib.campaign.leases import Leases
 from gstlib.campaign.todo import Task, campaign, missing, plan
@@ -80,7 +82,8 @@ def train_all(store: Store, find: Callable[[torch.device], list[Task]], device: 
 
     Runs that another process trains into the same folder are waited for. SIGINT and SIGTERM end the step, keep
     checkpoints and raise `Interrupted`; a second one does so at once. Raises `InputError` before anything is trained
-    when a specification cannot be, the device is not there or the store cannot be written.
+    when a specification cannot be, the images are others or too few, the device is not there or the store cannot be
+    written.
     """
     for rule, given, least, most in (
             ("workers must be at least 1", workers, 1, inf), ("replicas must be at least 1", replicas, 1, inf),
@@ -102,6 +105,10 @@ def train_all(store: Store, find: Callable[[torch.device], list[Task]], device: 
         return Outcome(len(done))
     for spec in {train.kind(task.spec): task.spec for task in todo}.values():  # a campaign has a thousand runs
         train.check(spec)
+    load = functools.cache(data.load)
+    for task in {(task.source, task.spec.data, task.spec.measures, task.spec.flatness): task for task in todo}.values():
+        train.check_images(task.spec, load(task.source))
+    del load  # and with it the images, which workers load themselves
     store.check_writable(task.spec.id for task in todo)
     on_gpu = chosen.type == "cuda"
     if executor != "ray":

@@ -130,7 +130,8 @@ def _balanced(labels: torch.Tensor, size: int | None, classes: int, part: str) -
     for label, wanted in enumerate(quota):
         indices = (labels == label).nonzero().squeeze(1)
         if len(indices) < wanted:
-            raise InputError(f"{size} {part} images need {wanted} of class {label}, but there are {len(indices)}")
+            raise InputError(f"{size} {part} images need {wanted} of class {label}, but there are {len(indices)}; "
+                             "use a larger data set or another profile")
         chosen.append(indices[:wanted])
     return torch.cat(chosen).sort().values
 

@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from gstlib import flatness
-from gstlib.data import Loader
+from gstlib.data import Images, Loader
 from gstlib.errors import InputError
 from gstlib.spec import FlatnessSpec
 from gstlib.training.engine import exactly
@@ -69,7 +69,7 @@ def bn_histogram(model: nn.Module, loader: Loader, epoch: int, images: int = 512
     return rows
 
 
-def check_flatness(loader: Loader, how: FlatnessSpec) -> None:
+def check_flatness(loader: Loader | Images, how: FlatnessSpec) -> None:
     """Raise `InputError` where there are too few test images for what `how` asks."""
     if len(loader.test_y) < max(how.images, 2 * how.hessian_images):
         raise InputError(f"flatness is measured on {how.images} test images, its Hessian on {how.hessian_images} of them "

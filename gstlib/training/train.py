@@ -60,6 +60,13 @@ def check(spec: RunSpec) -> None:
         _pruner(spec, model)
 
 
+def check_images(spec: RunSpec, images: Images) -> None:
+    """Raise `InputError` when `images` are not those of `spec`, or too few for it."""
+    chosen = images.subset(spec.data)
+    if "flatness" in spec.measures:
+        check_flatness(chosen, spec.flatness)
+
+
 def _pruner(spec: RunSpec, model: nn.Module) -> Pruner:
     p = spec.pruning
     return Pruner(model, p.schedule, p.layers, score=p.score, target=p.target, effect=p.effect,

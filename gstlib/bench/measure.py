@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import signal
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import resource_tracker
 from typing import NamedTuple
 
 import pandas as pd
@@ -108,6 +110,12 @@ def measure(case: Case, device: torch.device, how: Effort, meet: Callable[[], ob
                   torch.cuda.memory_reserved(device) if cuda else None, engine.techniques)
 
 
+def _heed() -> None:
+    """Let this process end without a word when it is interrupted, or was since it was born."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
 def measure_all(case: Case, device: torch.device, how: Effort) -> Timing:
     """`measure`; on a CPU the replicas are shared out to a process a core, which begin each block together, and the
     slowest one's time counts."""
@@ -115,10 +123,18 @@ def measure_all(case: Case, device: torch.device, how: Effort) -> Timing:
     if device.type == "cuda" or processes == 1:
         return measure(case, device, how)
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager, ProcessPoolExecutor(processes, context) as crew:
-        meet = manager.Barrier(processes, timeout=600).wait
-        shares = [case._replace(replicas=len(range(i, case.replicas, processes))) for i in range(processes)]
-        parts = [part.result() for part in [crew.submit(measure, share, device, how, meet) for share in shares]]
+    # Ctrl-C reaches the whole process group; processes that are still importing would each print a traceback
+    resource_tracker.ensure_running()  # where it is begun by the first process, it lifts the block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with context.Manager() as manager, ProcessPoolExecutor(processes, context, _heed) as crew:
+            meet = manager.Barrier(processes, timeout=600).wait
+            shares = [case._replace(replicas=len(range(i, case.replicas, processes))) for i in range(processes)]
+            results = [crew.submit(measure, share, device, how, meet) for share in shares]
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            parts = [part.result() for part in results]
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return parts[0]._replace(blocks=[max(block) for block in zip(*(part.blocks for part in parts))],
                              test=max(part.test for part in parts))
 

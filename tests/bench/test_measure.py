@@ -1,5 +1,10 @@
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -145,6 +150,32 @@ def test_processes_side_by_side():
     for replicas in (2, 5):
         timing = measure.measure_all(measure.Case(narrow("vgg11"), replicas), CPU, BRIEF)
         assert len(timing.blocks) == 2 and timing.step > 0
+
+
+BENCH = """
+import signal, sys
+from functools import partial
+from gstlib.__main__ import main
+from gstlib.bench import measure
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored where the tests are begun in the background
+    measure.peaks, measure.plain_loop, measure.cores = partial(measure.peaks, repeats=1), lambda *_: 1.0, lambda: 2
+    sys.exit(main(["bench", "--quick", "--device", "cpu", "--models", "conv4", "--replicas", "2", "--techniques"]))
+"""
+
+
+@pytest.mark.parametrize("after", [0.3, 1.5])
+def test_an_interrupted_benchmark_leaves_no_traceback(after):
+    """Ctrl-C reaches its processes too, while they are still importing."""
+    bench = subprocess.Popen([sys.executable, "-c", BENCH], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                             start_new_session=True, cwd=Path(__file__).parents[2])
+    said = ""
+    while "replicas: 2" not in said:
+        said += bench.stderr.read(1)
+    time.sleep(after)
+    os.killpg(bench.pid, signal.SIGINT)
+    out, err = bench.communicate(timeout=120)
+    assert (bench.returncode, out) == (130, "") and "Traceback" not in err and "gstlib: interrupted" in err
 
 
 def test_replicas_are_shared_out_to_processes(monkeypatch):

@@ -22,7 +22,7 @@ FIRST_LOSS, FINAL_ACCURACY = 0.05, 0.03
 
 class Audit(NamedTuple):
     """Of a run trained again: whether its rows are the same bit for bit, as they must be on a CPU of the same
-    type with the same versions (`alike`); else the first epoch's training loss (relative) and the final accuracy (0 … 1)
+    type with the same versions and techniques (`alike`); else the first epoch's training loss (relative) and the final accuracy (0 … 1)
     less the stored ones, and whether events removed the same numbers.  `ok`: as it must be, or within tolerance where
     that is allowed.
     """
@@ -63,7 +63,7 @@ def compare(stored: Run, again: Run) -> Audit:
     before, now, same = stored.tables, again.tables, same_rows(stored, again)
     # a GPU's own kernels may add up in another order each time
     alike = again.provenance["device_type"] == "cpu" and all(
-        stored.provenance.get(what) == again.provenance[what] for what in ("device", "instructions", "versions"))
+        stored.provenance.get(what) == again.provenance[what] for what in ("device", "instructions", "versions", "techniques"))
     loss, accuracy = (float(now[table][column].iloc[0] - before[table][column].iloc[0])
                       for table, column in (("epoch", "train_loss"), ("final", "accuracy")))
     loss /= float(before["epoch"]["train_loss"].iloc[0])

@@ -67,6 +67,15 @@ def test_a_run_that_is_not_there_or_on_other_images_is_refused(made, capsys):
     assert main(["audit", "--results", str(folder / "nowhere")]) == 2
 
 
+def test_a_run_of_other_techniques_need_not_be_the_same_bit_for_bit(tiny_spec, digits, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setenv("GSTLIB_WITHOUT", "fused-optimiser")
+        result = train.train(tiny_spec(), digits, profile="smoke")
+    Store(tmp_path).write(tiny_spec(), result.provenance, result.tables)
+    found = audit(Store(tmp_path), "smoke", "digits", device="cpu", quiet=True)
+    assert not found.alike and not found.same and abs(found.first_loss) < 1e-3
+
+
 def test_wall_clock_seconds_are_no_difference(made):
     stored = Store(made[0]).read(made[1].id)
     slower = {name: table.assign(seconds=table["seconds"] + 1) if "seconds" in table else table

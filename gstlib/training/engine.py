@@ -55,7 +55,7 @@ def pick_device(name: str = "auto") -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"(cpu|cuda)(:\d{1,2})?", name):
+    if not re.fullmatch(r"(cpu|cuda)(:[0-9]{1,2})?", name):
         raise InputError(f"unknown device {name!r}; choose from auto, cpu, cuda, cuda:N")
     device = torch.device(name)
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):

@@ -367,6 +367,7 @@ def along_eigenvectors(study: Study, column: str) -> Figure:
     return with_legend(ax)
 
 
+_TIMES = [digit * 10.0**power for power in range(-3, 3) for digit in (1, 2, 5)]
 # small magnitudes dark, large ones bright
 _TARGETS = dict(zip(measures.DECILES, sns.color_palette("viridis_r", 13)[2:][::-1]))
 
@@ -422,15 +423,17 @@ def _gap_axes(x: str, rows: pd.DataFrame) -> Axes:
 def magnitude_deciles(rows: pd.DataFrame) -> Figure:
     """Claim C7: mean magnitude in each tenth of the weights and of the neurons, over that of the fifth.
 
-    `rows` as `measures.decile_magnitudes` gives them; a seed's mean over all targets counts once.
+    `rows` as `measures.decile_magnitudes` gives them; a seed's mean over all targets counts once.  As in the claim, means
+    are those of logarithms, in which the heights are.
     """
-    ax = axes("tenth of the units present", "mean magnitude (fifth tenth = 1)", shares=False)
+    ax, rows = axes("tenth of the units present", "mean magnitude (fifth tenth = 1)"), rows.assign(log=np.log10(rows["relative"]))
     for structure, name, colour, marker in (("weight", "single weights", _PURPLE, "o"),
                                             ("filter", "neurons (l2 norm)", _BLUE, "s")):
-        line(ax, rows[rows["structure"] == structure], "tenth", "relative", colour, name, marker=marker, markersize=7)
+        line(ax, rows[rows["structure"] == structure], "tenth", "log", colour, name, marker=marker, markersize=7)
     exponential = measures.exponential_deciles()
-    ax.plot(range(1, 11), exponential / exponential[4], color=_BLACK, linestyle=":", label="exponential distribution")
+    ax.plot(range(1, 11), np.log10(exponential / exponential[4]), color=_BLACK, linestyle=":", label="exponential distribution")
     ax.set_xticks(range(1, 11))
+    ax.yaxis.set(major_locator=FixedLocator(np.log10(_TIMES)), major_formatter=lambda log, _: f"{10**log:.2g}")
     return with_legend(ax)
 
 

@@ -79,7 +79,7 @@ def test_share_recovered_counts_what_was_cut_off_while_it_was_seen():
 
 def test_tenths_and_magnitudes_are_those_of_the_event_at_or_before_epoch_35():
     epochs = events(epoch=range(55))
-    struck = events(epoch=[31, 34, 37], structure="weight", mean_score=[1.0, np.nan, 3.0],
+    struck = events(epoch=[31, 34, 37], structure="weight", target="D3", mean_score=[1.0, np.nan, 3.0],
                     **{f"decile_{k}": [1, (k + 1) ** 2, 5] for k in range(10)})
     found = measures.decile_magnitudes(struck, epochs).set_index("tenth")
     assert found["mean"].tolist() == [(k + 1) ** 2 for k in range(10)] and found.loc[9, "relative"] == 81 / 25
@@ -194,7 +194,18 @@ def test_ninth_over_fifth_of_claim_and_figure(store):
     claim = seen(store, "figure2", "ninth_over_fifth", ("D0 weight",))
     lines = figures.magnitude_deciles(measures.decile_magnitudes(made.events, made.epochs)).axes[0].get_lines()
     drawn = {line.get_label(): line.get_ydata() for line in lines}["single weights"]
-    assert math.log10(drawn[8] / drawn[4]) == pytest.approx(claim["D0 weight"]) and drawn[4] == 1
+    assert drawn[8] == pytest.approx(claim["D0 weight"]) and drawn[4] == 0
+
+
+def test_tenths_of_claim_figure_and_text_are_of_the_same_targets_and_means_of_logarithms(store):
+    made = study(store, "figure2")
+    scale = made.events["target"].map({"D0": 2.0, "D9-remaining": 4.0}).fillna(1.0)
+    other = made.events.assign(decile_8=made.events["decile_8"] * scale)
+    expected = math.log10(9 / 5) + math.log10(2) / 11  # of eleven targets one, and none of the other reading
+    lines = figures.magnitude_deciles(measures.decile_magnitudes(other, made.epochs)).axes[0].get_lines()
+    assert {line.get_label(): line.get_ydata() for line in lines}["single weights"][8] == pytest.approx(expected)
+    shapes = measures.decile_shapes(other, made.epochs)
+    assert shapes.groupby(["structure", "seed"])["ninth_over_fifth"].mean().to_numpy() == pytest.approx(expected)
 
 
 def test_normality_of_claim_and_figure(store):

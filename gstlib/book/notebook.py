@@ -142,21 +142,24 @@ class Chapter:
              rows: Callable[[Study], pd.DataFrame] = lambda study: study.runs, confidence: float = 0.95) -> None:
         """Draw and save one panel with its caption and links, or show one box a figure that says what its runs take.
 
-        `name` names its files, `seen` says what is seen, `rows` gives the table behind it.  A panel without runs leaves
-        no file, not even that of an earlier time when there were some.  None (see `larger`) shows nothing.
+        `name` names its files, `seen` says what is seen, `rows` gives the table behind it.  A panel without runs, or with
+        none that `rows` can be made of (a gain takes two), leaves no file, not even that of an earlier time when there
+        were some.  None (see `larger`) shows nothing.
         """
-        if self._lacks(study):
+        table = pd.DataFrame() if _nothing(study) else rows(study)
+        if self._lacks(study, table.empty):
             for ending in ("-runs.csv", ".png", ".svg", ".csv"):
                 (self.output / f"{name}{ending}").unlink(missing_ok=True)
             return
-        self.show_figure(draw(study), name, rows(study), seen, text.caption(study, confidence),
+        self.show_figure(draw(study), name, table, seen, text.caption(study, confidence),
                          {"runs": f"figures/{name}-runs.csv"}, text.outcome(study))
         text.runs_table(study).to_csv(self.output / f"{name}-runs.csv", index=False, float_format="%.6g",
                                       lineterminator="\n")
 
-    def _lacks(self, study: Study | None) -> bool:
-        """Whether nothing is stored of what `study` is about; the first time that this is said, with what it takes."""
-        if not _nothing(study):
+    def _lacks(self, study: Study | None, empty: bool = False) -> bool:
+        """Whether nothing is stored of what `study` is about, or its panel is `empty`; the first time that this is said,
+        with what it takes."""
+        if not (empty or _nothing(study)):
             return False
         if study and (what := study.experiment).name not in self._told:
             self._told.add(what.name)

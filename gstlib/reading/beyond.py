@@ -67,15 +67,6 @@ def gain_map(rows: pd.DataFrame, x: str) -> Figure:
     return ax.figure
 
 
-def map_part(rows: pd.DataFrame, x: str) -> pd.DataFrame:
-    """Those of `places` that the map over `x` shows: all at the profile's own images, or all at its own width."""
-    own = rows[rows["label"] == "L r=40"]
-    other = "images" if x == "width" else "width"
-    chosen = rows[rows[other].isin(own[other])]
-    # a line that a column does not have in the other map has no place in this one
-    return chosen if x == "width" else chosen[chosen.groupby("steps")["images"].transform("nunique") > 1]
-
-
 def forgotten(study: Study) -> pd.DataFrame:
     """A row a run with wrong labels and a kind of label: `share` that its events made it forget (`measures.forgotten`)."""
     rows = measures.forgotten(study.events)

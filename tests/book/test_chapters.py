@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from IPython.display import HTML, Image, Markdown
 from made_up import DATA, SMOKE, fill, stock, write
@@ -172,6 +173,27 @@ def test_what_figure_5_does_not_draw_is_named_once(run_here, tmp_path):
     write(store, experiments.experiment("figure5").runs(SMOKE, DATA, [0])[0], 0.5, 0.1)
     text, _ = run_here(ROOT / "chapters/figure5.ipynb", profile="smoke", results=str(store.path), output=str(tmp_path))
     assert re.search("Not drawn.*", text)[0].count("`L l2 weights`") == 1
+
+
+def test_a_map_shows_and_counts_its_own_places_whether_or_not_the_profile_s_own_was_run(run_here, tmp_path):
+    store = stock(tmp_path / "results", "beyond-when", seeds=1, but=("none",))
+    text, pictures = run_here(ROOT / "chapters/beyond-when.ipynb", profile="smoke", results=str(store.path), output=str(tmp_path))
+    widths, images = (line for line in text.splitlines() if line.startswith("**Panel"))
+    assert "width 1/128 to width 1/16, 48 training images" in widths and "width 1/16, 24 to 96 training images" in images
+    assert "Missing: 1 of 8 runs" in widths and "Missing: 1 of 12 runs" in images
+    rows = {x: pd.read_csv(tmp_path / f"beyond-when-{x}.csv")["label"].tolist() for x in ("width", "images")}
+    assert rows["width"] == [f"L r=40{where}" for where in (", steps/8", ", width/8", ", width/8, steps/8")]
+    assert len(rows["images"]) == 5 and len(pictures) == 2
+
+
+@pytest.mark.parametrize("name, left", [("beyond-when", 0), ("beyond-regularisers", 0), ("beyond-labels", 2), ("permanence", 1)])
+def test_a_gain_without_an_unpruned_run_to_compare_with_is_no_empty_picture(name, left, run_here, whole, tmp_path):
+    store = Store(tmp_path / "results")
+    for run_id, run in whole.runs():
+        if run.spec.pruning:
+            store.write(run.spec, run.provenance, {table: rows.to_dict("records") for table, rows in run.tables.items()})
+    text, pictures = run_here(ROOT / f"chapters/{name}.ipynb", profile="smoke", results=str(store.path), output=str(tmp_path))
+    assert len(pictures) == left and "no run is stored at profile smoke of what this panel shows except of L " in text
 
 
 @pytest.mark.slow

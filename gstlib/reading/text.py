@@ -146,15 +146,17 @@ def criteria(study: Study) -> str:
 
 
 def not_learnt(studies: Iterable[Study]) -> str:
-    """Which configurations end below what `criteria` asks for, by study, with the lowest training accuracy of each."""
-    lines = []
+    """Which configurations end below what `criteria` asks for, by study, with the lowest training accuracy of each; empty
+    without runs."""
+    lines, studies = [], [study for study in studies if len(study.runs)]
     for study in studies:
         lowest = {label: by_seed(study, label, "final_train_accuracy").min() for label in study.labels}
         below = [f"{method(study, label)} {value:.1f}%" for label, value in lowest.items()
                  if value < TRAINED[study.spec(label).pruning is not None]]
         lines += [f"- {study.experiment.title}: {', '.join(below)}"] * bool(below)
     return ("Training accuracy at the end, the lowest of the runs, where it is below 100% (never pruned) or 99.9%:\n\n"
-            + "\n".join(lines)) if lines else "Every configuration learns its training images: 100% never pruned, 99.9% pruned."
+            + "\n".join(lines)) if lines else bool(studies) * (
+        "Every configuration that was run learns its training images: 100% never pruned, 99.9% pruned.")
 
 
 def outcome(study: Study) -> str:

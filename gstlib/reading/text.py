@@ -80,17 +80,25 @@ def by_seed(study: Study, label: str, column: str) -> pd.Series:
     return values if column.startswith("log_") else 100 * values
 
 
+def distinct(study: Study) -> list[str]:
+    """The configurations' labels, of those that mean one run at this profile the first."""
+    first: dict[str, str] = {}
+    for label in study.labels:
+        first.setdefault(study.spec(label).id, label)
+    return [*first.values()]
+
+
 def markdown_table(study: Study) -> str:
-    """One row a configuration (of two that mean one run here the first): runs, events a run, means with 95% intervals (of the training loss the geometric one), the
+    """One row a configuration (`distinct`): runs, events a run, means with 95% intervals (of the training loss the geometric one), the
     share of events that lowered accuracy, and how many took nothing."""
     rows = []
-    for label in {study.spec(label).id: label for label in study.labels[::-1]}.values():
+    for label in distinct(study):
         final, best, instability, loss = (by_seed(study, label, column) for column in (
             "final_accuracy", "best_accuracy", "mean_instability", "log_train_loss"))
         events = study.events[study.events["label"] == label] if len(study.events) else study.events
         took = events[events["removed"] > 0] if len(events) else events
         empty = f", {1 - len(took) / len(events):.0%} take nothing" if len(took) < len(events) else ""
-        rows.insert(0, [method(study, label), len(final), f"{len(events) / len(final):.0f}" if len(final) else NONE,
+        rows.append([method(study, label), len(final), f"{len(events) / len(final):.0f}" if len(final) else NONE,
                      *(number(*t_interval(each)[:3], "", form=".1f") for each in (final, best)),
                      number(*t_interval(instability)[:3], "", form=".2g"),
                      number(*(10.0**bound for bound in t_interval(loss)[:3]), "", form=".2g"),
@@ -115,7 +123,10 @@ def comparison(study: Study, pairs: Iterable[tuple[str, str]], column: str = "fi
     what, unit, form = ("ratio", RATIO, ".2f") if column.startswith("log_") else ("difference, points", "", "+.2f")
     rows = []
     # a profile may cut two configurations to one run
-    for pair in {tuple(study.spec(label).id if label in study.labels else label for label in pair): pair for pair in pairs}.values():
+    first: dict[tuple[str, ...], tuple[str, str]] = {}
+    for pair in pairs:
+        first.setdefault(tuple(study.spec(label).id if label in study.labels else label for label in pair), pair)
+    for pair in first.values():
         a, b = (by_seed(study, label, column) for label in pair)
         found = t_interval((a - b).dropna())
         shown = number(*found[:3], unit, form=form) if found.n else "not run"
@@ -128,7 +139,7 @@ def training_beside_test(study: Study) -> str:
     """Did what gained accuracy also train better? Each configuration less "none", seed by seed, a row each: final test
     accuracy in points, and final training loss as a ratio."""
     rows = []
-    for label in study.labels[1:]:
+    for label in distinct(study)[1:]:
         gain, loss = (t_interval((by_seed(study, label, column) - by_seed(study, "none", column)).dropna())
                       for column in ("final_accuracy", "log_train_loss"))
         rows.append([method(study, label), gain.n, number(*gain[:3], "points", form="+.2f"), number(*loss[:3], RATIO)])
@@ -165,7 +176,7 @@ def outcome(study: Study) -> str:
     words = []
     for column, name, form in (("final_accuracy", "Final test accuracy", "{:.1f}%"),
                                ("mean_instability", "Mean instability", "{:.2g} points")):
-        each = {label: mean for label in study.labels if (mean := by_seed(study, label, column).mean()) == mean}
+        each = {label: mean for label in distinct(study) if (mean := by_seed(study, label, column).mean()) == mean}
         if len(each) > _MANY:
             shown = min(each, key=each.get), max(each, key=each.get), "none"
             each = {label: mean for label, mean in each.items() if label in shown}

@@ -10,7 +10,7 @@ from made_up import DATA, SMOKE, fill, stock, write
 from scipy import stats
 
 from gstlib import experiments
-from gstlib.reading import measures, text
+from gstlib.reading import figures, measures, text
 from gstlib.reading.study import study
 from gstlib.store import Store
 
@@ -195,3 +195,14 @@ def test_what_does_not_learn_its_images_is_named_with_the_lowest_of_its_runs(fig
     below = whole.runs.assign(final_train_accuracy=whole.runs["final_train_accuracy"].where(whole.runs["label"] != "S r=4", 0.998))
     said = text.not_learnt([whole, replace(whole, runs=below)])
     assert said.count("\n- ") == 1 and said.endswith("prune S, E[BN], 4% (`S r=4`) 99.8%"), said
+    nothing = figure1.restrict([])
+    assert text.not_learnt([nothing]) == "" and text.not_learnt([nothing, whole]).startswith("Every configuration that was run")
+
+
+def test_what_a_profile_cuts_to_one_run_is_told_once_and_by_one_name_everywhere(tmp_path):
+    made = study(stock(tmp_path / "results", "figure5"), "figure5")
+    pairs = [(label, "none") for label in made.labels[1:]]
+    for words in (text.markdown_table(made), text.comparison(made, pairs), text.training_beside_test(made)):
+        assert words.count("zeroing 50 (18 here)") == 1 and "1500" not in words and "1105" not in words, words
+    assert "1500" not in text.outcome(made) and "1105" not in text.outcome(made)
+    assert figures.drawn(made, made.labels) == text.distinct(made)

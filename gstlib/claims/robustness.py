@@ -52,8 +52,8 @@ def robustness(store: Store, profile: str, data: str | None = None, seeds=None) 
         changed = {figure: change(study) if len(study.runs) else study for figure, study in studies.items()}
         for claim in (claim for claim in CLAIMS if claim.needs):  # the others rest on no seed
             row = judge(claim, profile, changed, store, data)
-            seeds_of_all = whole.setdefault(claim.id, row["n"])  # the first way leaves out none
-            if row["verdict"] != NOT_RUN and (not way.startswith(ONE_LESS) or row["n"] < seeds_of_all):
+            runs_of_all = whole.setdefault(claim.id, row["runs"])  # the first way leaves out none; n may count configurations
+            if row["verdict"] != NOT_RUN and (not way.startswith(ONE_LESS) or row["runs"] < runs_of_all):
                 rows.append({"id": claim.id, "way": way} | {
                     name: row[name] for name in ("verdict", "estimate", "low", "high", "unit", "n")})
     return pd.DataFrame(rows, columns=["id", "way", "verdict", "estimate", "low", "high", "unit", "n"])

@@ -39,6 +39,18 @@ def test_a_verdict_that_one_seed_carries_is_seen(tmp_path):
     assert c1["as decided"] == INCONCLUSIVE and c1["without seed 2"] == SUPPORTED and c1["without seed 1"] == INCONCLUSIVE
 
 
+def test_a_claim_that_counts_configurations_is_judged_without_each_seed_too(tmp_path):
+    store = Store(tmp_path)
+    for name in ("figure4", "figure5"):
+        for number, run in enumerate(experiments.experiment(name).runs(PROFILE, DATA, range(4))):
+            if name == "figure4" or run.label == "L l2 weights":
+                fall = made_up.effect(run.spec) + 0.01 + made_up.noise(number)
+                made_up.write(store, run, 0.6 + fall, fall, "quarter")
+    rows = robustness(store, "quarter").query("id == 'C1g'")
+    assert rows["n"].nunique() == 1 and rows["way"].str.startswith("without seed").sum() == 4
+    assert summary(rows)["without one seed"].item() == "supported 4 of 4"
+
+
 def test_of_three_seeds_none_is_left_out_and_without_runs_there_is_no_row(tmp_path):
     rows = robustness(store(tmp_path, 3), "quarter")
     assert not rows["way"].str.contains("seed").any() and set(summary(rows)["without one seed"]) == {"needs 4 seeds"}

@@ -86,8 +86,9 @@ def power(shift: float, n: int, level: float = LEVEL) -> float:
 
 
 def smallest_effect(sd: float, n: int, level: float = LEVEL) -> float:
-    """The smallest true mean that n values with standard deviation `sd` find with 80% power (noncentral t)."""
-    return sd * _smallest_shift(n, level) if n > 1 else math.nan
+    """The smallest true mean that n values with standard deviation `sd` find with 80% power (noncentral t); nan where all are
+    equal, which tells nothing of how they would vary."""
+    return sd * _smallest_shift(n, level) if n > 1 and sd else math.nan
 
 
 @functools.cache

@@ -63,7 +63,7 @@ def test_power_is_what_a_simulation_finds(n):
     assert (low > 0).mean() == pytest.approx(0.8, abs=0.005)
     assert power(0, n) == pytest.approx(0.025), "the level where there is no effect"
     assert seeds_needed(effect, 2.0) == n and seeds_needed(-effect * 0.99, 2.0) == n + 1
-    assert math.isinf(seeds_needed(0, 1))
+    assert math.isinf(seeds_needed(0, 1)) and math.isnan(smallest_effect(0.0, n))
 
 
 def test_slopes_are_polyfits():

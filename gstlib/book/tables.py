@@ -23,6 +23,7 @@ from gstlib.spec import DataSpec, PruningSpec
 from gstlib.store import Store
 
 DECIDED = (SUPPORTED, CONTRADICTED)
+_COUNTED = {claim.id: claim.counted for claim in CLAIMS}
 _UNITS = {"filter": "filters", "weight": "single weights"}
 _RUNS = ("run", "network", "seed", "accuracy, %", "profile", "r", "target", "score", "units", "effect", "data", "device",
          "finished", "figures", "configuration", "commit", "versions")
@@ -105,6 +106,13 @@ def number(row: dict, prefix: str = "") -> str:
     return text.number(*(row[prefix + name] for name in ("estimate", "low", "high", "unit", "confidence")))
 
 
+def seeds(row: dict) -> str:
+    """How many seeds decide a claim at full width, and at which profile, for a column of that name; what else is counted says
+    so."""
+    other = _COUNTED[row["id"]].replace("seeds", "")
+    return f"{row['n']} {other} ({row['profile']})".replace("  ", " ") if row["n"] else "0"
+
+
 def aside(row: dict, prefix: str = "") -> str:
     """What stands beside a claim's verdict: its reservation, Holm's p over all claims; where it is open, what these seeds
     could find."""
@@ -136,15 +144,12 @@ def answers(table: pd.DataFrame) -> str:
 def claims_html(table: pd.DataFrame) -> str:
     """What `claims.evaluate` gives as the front page's table, each claim linked to the page of its figure."""
     headings = ("claim", "paper", "here, full width", "seeds", "verdict", "small scale (mini)")
-    counted = {claim.id: claim.counted for claim in CLAIMS}
     lines = ['<table class="table claims">', "<thead><tr>", *(f"<th>{name}</th>" for name in headings),
              "</tr></thead>", "<tbody>"]
     for row in table.to_dict("records"):
         full, small = (escape(number(row, prefix)) + _part(row, prefix) for prefix in ("", "small_"))
-        n, other = row["n"], counted[row["id"]].replace("seeds", "")
         cells = (f'{_link(row)} {escape(row["statement"])}', escape(row["published"]), NONE if row["verdict"] == NOT_RUN else full,
-                 f"{n} {other} ({escape(row['profile'])})".replace("  ", " ") if n else "0",
-                 _badge(row), _badge(row, "small_", "" if small == NONE else f" {small}"))
+                 escape(seeds(row)), _badge(row), _badge(row, "small_", "" if small == NONE else f" {small}"))
         lines += ["<tr>", *(f"<td>{cell}</td>" for cell in cells), "</tr>"]
     return "\n".join([*lines, "</tbody>", "</table>"])
 
@@ -160,11 +165,9 @@ def conclusions(table: pd.DataFrame) -> str:
              ("Looked at on a small scale alone, and open there", (after == NOT_RUN) & (small == INCONCLUSIVE)),
              ("Not looked at yet", (after == NOT_RUN) & (small == NOT_RUN)))
 
-    counted = {claim.id: claim.counted for claim in CLAIMS}
-
     def told(row: dict) -> str:
         but = f", but {row['but']}" * bool(row["but"])
-        return (f"<li>{_link(row)} {escape(row['statement'])} {escape(number(row))}{_part(row, '')}, {row['n']} {counted[row['id']]}, "
+        return (f"<li>{_link(row)} {escape(row['statement'])} {escape(number(row))}{_part(row, '')}, {row['n']} {_COUNTED[row['id']]}, "
                 f"profile {escape(row['profile'])}{escape(but)}.</li>")
 
     lines = [f"<li><strong>{name}:</strong><ul>{''.join(map(told, table[which].to_dict('records')))}</ul></li>"

@@ -119,6 +119,10 @@ def test_the_conclusions_name_every_claim_once_under_what_became_of_it(judged):
     assert groups(lost)["Seen at full width, but not upheld when all claims are tested together"] == ["C1"]
     page = tables.conclusions(lost)
     assert "3 seeds, profile quarter, but by &lt;worse&gt; training." in page and tables.number(found[c1].iloc[0].to_dict()) in page
+    general = found.assign(verdict=found["verdict"].mask(found["id"] == "C1g", "supported"), n=found["n"].mask(found["id"] == "C1g", 26))
+    assert ", 26 configurations, " in tables.conclusions(general) and "26 seeds" not in tables.conclusions(general)
+    of = {row["id"]: tables.seeds(row) for row in general.to_dict("records")}
+    assert of["C1"] == "3 (quarter)" and of["C1g"] == "26 configurations (quarter)" and of["C2"] == "0"
     small = found.assign(small_scale=found["small_scale"].mask(found["id"] == "C2", "supported").mask(found["id"] == "C4", "inconclusive"))
     told = groups(small)
     assert told["Looked at on a small scale alone, and decided there"] == ["C2"]

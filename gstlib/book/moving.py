@@ -191,7 +191,7 @@ def fall_and_recovery(study: Study) -> alt.VConcatChart:
     ).properties(width=_panel(), height=160, title="filters, dark once they are removed")
     return alt.vconcat(line, falls, strip, spacing=8).resolve_scale(color="independent").properties(
         description="Test accuracy over the epochs, the change at each event and the filters that are left, for the run "
-                    f"that is chosen; at first {best}, seed {seeds[0]}, whose deepest fall is {-deepest:.1f} points.",
+                    f"that is chosen; at first {best}, seed {first}, whose deepest fall is {-deepest:.1f} points.",
         datasets={"runs": rows, "events": events, "filters": filters}, usermeta={"play": "epoch"})
 
 

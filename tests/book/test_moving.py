@@ -448,3 +448,4 @@ def test_a_run_is_shown_of_the_method_though_its_seed_is_not_everyone_s_first(ju
     epochs = runs.epochs[(runs.epochs["label"] == "L r=40") == (runs.epochs["seed"] == 2)]
     chart = moving.fall_and_recovery(replace(runs, events=part, epochs=epochs)).to_dict()
     assert next(param["value"] for param in chart["params"] if param["name"] == "seed") == 2
+    assert ", seed 2, whose deepest fall" in chart["description"]

@@ -196,6 +196,37 @@ def test_a_gain_without_an_unpruned_run_to_compare_with_is_no_empty_picture(name
     assert len(pictures) == left and "no run is stored at profile smoke of what this panel shows except of L " in text
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("target", ["none", "L"])
+@pytest.mark.parametrize("chapter", OF_EXPERIMENTS, ids=lambda p: p.stem)
+def test_of_a_single_run_no_solution_tells_what_is_no_number(chapter, target, run_here, tmp_path, capsys):
+    store = Store(tmp_path / "results")
+    run = next(run for run in experiments.experiment("figure1-vgg11").runs(SMOKE, DATA, [0]) if run.label.startswith(target))
+    write(store, run, 0.5, 0.1)
+    text, _ = run_here(chapter, profile="smoke", results=str(store.path), output=str(tmp_path))
+    printed = capsys.readouterr().out
+    assert not re.search(r"\b(nan|inf)", text + printed, re.I), printed
+
+
+def test_the_row_of_what_is_removed_is_said_to_be_of_other_runs_than_are_counted(run_here, whole, tmp_path):
+    given = {"profile": "smoke", "output": str(tmp_path)}
+    chapter, said = ROOT / "chapters/permanence.ipynb", "does not count the runs of removing"
+    assert run_here(chapter, results=str(whole.path), **given)[0].count(said) == 1
+    without = stock(tmp_path / "results", "final-figure5", "final-figure3", seeds=1, but=("L r=40",))
+    assert said not in run_here(chapter, results=str(without.path), **given)[0]
+
+
+def test_the_engine_s_page_says_what_is_lacking_on_other_data(monkeypatch, whole, tmp_path):
+    monkeypatch.chdir(ROOT)
+    displayed, names = [], {}
+    monkeypatch.setattr("IPython.display.display", lambda *shown: displayed.extend(shown))
+    for cell in json.loads((ROOT / "chapters/engine.ipynb").read_text())["cells"]:
+        if cell["id"] in ("parameters", "tables", "precisions"):
+            exec("".join(cell["source"]), names)
+            names |= {"profile": "smoke", "data": "svhn", "results": str(whole.path), "output": str(tmp_path)}
+    assert "no run at profile 'smoke' on data 'svhn'.* Make them with `python -m gstlib run precision" in displayed[-1].data
+
+
 @pytest.mark.slow
 @every_chapter_with_panels
 def test_a_chapter_executes_through_papermill(chapter, whole, tmp_path):

@@ -170,8 +170,9 @@ def accuracy_by_epoch(study: Study, labels: list[str] | None = None, confidence:
     lines = points[points["epoch"] > 0.05 * last].groupby(["label", "epoch"])["accuracy"].mean()  # without the first climb
     above.set(xlabel="", xlim=(0, last), ylim=(max(0, lines.min() - 0.03), min(1, points["accuracy"].max() + 0.03)))
     # what is left at the end is small beside the falls, so the second scale is that of the epochs' ends
-    quarter = shown.epochs[shown.epochs["epoch"] >= last - last // 4]
-    ends = quarter.groupby(["label", "epoch"])[column].mean()
+    quarter = shown.epochs[shown.epochs["epoch"] >= last - last // 4].dropna(subset=column)
+    few = quarter.groupby("label")["seed"].transform("nunique") < FEWEST  # whose runs are drawn, not their mean
+    ends = pd.concat([quarter.loc[few, column], quarter[~few].groupby(["label", "epoch"])[column].mean()])
     room = max(0.005, 0.25 * np.ptp(ends))
     below.set(xlabel="epoch (the last quarter)", xlim=(last - last // 4, last), ylim=(ends.min() - room, ends.max() + room))
     below.xaxis.set_major_locator(MaxNLocator(integer=True))

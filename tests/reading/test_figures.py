@@ -1,4 +1,5 @@
 import functools
+from dataclasses import replace
 
 import matplotlib.backends.backend_agg
 import numpy as np
@@ -153,6 +154,14 @@ def test_magnitude_deciles_against_the_fifth_and_the_exponential(study):
         assert lines[name].get_ydata() == pytest.approx(np.log10((1 + np.arange(10)) / 5))
     exponential = measures.exponential_deciles()
     assert lines["exponential distribution"].get_ydata() == pytest.approx(np.log10(exponential / exponential[4]))
+
+
+def test_the_last_quarter_holds_every_run_that_is_drawn_and_leaves_room_though_not_every_epoch_is_tested(study):
+    made = study("figure1-vgg11").restrict(["none", "L r=40"], (0, 1))
+    last = made.epochs["epoch"].max()
+    epochs = made.epochs.assign(test_accuracy=(0.5 + 0.1 * made.epochs["seed"]).where(made.epochs["epoch"] != last - 1))
+    low, high = figures.accuracy_by_epoch(replace(made, epochs=epochs), made.labels).axes[1].get_ylim()
+    assert (low, high) == pytest.approx((0.5 - 0.025, 0.6 + 0.025)), "a quarter of what the runs' ends span on either side"
 
 
 def test_figure3_tells_structured_from_unstructured(study):

@@ -229,13 +229,14 @@ def correlation_sentence(study: Study) -> str:
 
 
 def trend(runs: pd.DataFrame, x: str, y: str, unit: str) -> str:
-    """The slope within seeds in words: points of `y` (a share), `unit` as in "per decile", Spearman's rho beside it."""
+    """The slope within seeds in words: points of `y` (a share), `unit` as in "per decile", beside it the mean of Spearman's rho
+    within them, as in the claims."""
     found = seed_slopes(runs.assign(**{y: 100 * runs[y]}), x, y)
     if not found.n:
         return "too few runs for a trend."
-    rank = ""  # which a constant has none of
-    if runs[y].nunique() > 1:
-        rank = f", Spearman's $\\rho = {stats.spearmanr(runs[x], runs[y], nan_policy='omit').statistic:.2f}$"
+    each = [stats.spearmanr(part[x], part[y], nan_policy="omit").statistic for _, part in runs.groupby("seed")
+            if part[y].nunique() > 1]  # a constant has none
+    rank = f", Spearman's $\\rho = {np.mean(each):.2f}$" if each else ""
     return f"{number(*found[:3], 'points', form='+.2f')} {unit}{rank} ({seeds(found.n)})."
 
 

@@ -109,6 +109,9 @@ def test_a_trend_is_the_mean_slope_of_complete_seeds(tmp_path):
     assert text.trend(rows, "decile", "gap", "per decile").endswith("(3 seeds).")
     assert text.trend(gone, "decile", "gap", "per decile").endswith("(2 seeds).")
     assert text.trend(rows.head(0), "decile", "gap", "per decile") == "too few runs for a trend."
+    # one seed's level tells nothing of the order within seeds, and claims look within them
+    apart = rows.assign(gap=rows["decile"] / 100 + rows["seed"])
+    assert "$\\rho = 1.00$" in text.trend(apart, "decile", "gap", "per decile")
     told = text.decile_trend(rows)
     assert told.count("without D10") == 3 and told.count("test accuracy") == told.count("training accuracy") == 2
     assert told.count("Spearman") == 4 and "nan" not in told, "the made-up training accuracy is constant"

@@ -12,11 +12,14 @@ name.
 from __future__ import annotations
 
 import operator
+import random
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch.func import functional_call
@@ -55,30 +58,51 @@ def seeded() -> Iterator[None]:
         torch.set_rng_state(before)
 
 
+def _own(value, known: dict):
+    """A copy of what a forward pass may change in place: tensor, generator, collection and what is in it."""
+    if id(value) not in known:
+        known[id(value)] = value
+        if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
+            known[id(value)] = value.clone()
+        elif isinstance(value, torch.Generator):
+            known[id(value)] = value.clone_state()
+        elif type(value) in (list, set, dict, OrderedDict):
+            twin = known[id(value)] = value.copy()
+            for key in {list: range(len(value)), set: ()}.get(type(value), value):
+                twin[key] = _own(value[key], known)
+    return known[id(value)]
+
+
 @contextmanager
 def aside(model: nn.Module, keep=()) -> Iterator[None]:
-    """Context in which no hooks run but those in `keep` and torch's own (weight_norm), torch's global generator may be
-    used, and any attribute of a module may be set: all of it is put back."""
-    before = [(m, dict(vars(m)), dict(m._buffers)) for m in model.modules()]
+    """Context in which no hooks run but `keep` and torch's own (weight_norm), nothing is compiled, the
+    global generators of torch, NumPy and Python may be used, and whatever a module has but parameters may be
+    changed: all of it is put back."""
+    before, known = [(m, dict(vars(m))) for m in model.modules()], {}
     hooks = {name: getattr(torch_module, name) for name in _GLOBAL_HOOKS}
-    for m, attributes, _ in before:
-        for name in _HOOKS:
-            ours = {key: hook for key, hook in attributes[name].items()
-                    if hook in keep or type(hook).__module__.startswith("torch.nn.utils")}
-            vars(m)[name] = type(attributes[name])(ours)
+    states = random.getstate(), np.random.get_state()
     try:
-        for name in hooks:
-            setattr(torch_module, name, {})
+        for name, value in hooks.items():
+            setattr(torch_module, name, type(value)())
+        random.seed(0)
+        np.random.seed(0)
         with seeded(), torch.no_grad():
+            for m, attributes in before:
+                vars(m).update((name, _own(value, known)) for name, value in attributes.items())
+                vars(m)["_compiled_call_impl"] = None
+                for name in _HOOKS:
+                    ours = {key: hook for key, hook in attributes[name].items()
+                            if hook in keep or type(hook).__module__.startswith("torch.nn.utils")}
+                    vars(m)[name] = type(attributes[name])(ours)
             yield
     finally:
-        for m, attributes, buffers in before:
-            vars(m).clear()
-            vars(m).update(attributes)
-            m._buffers.clear()
-            m._buffers.update(buffers)
         for name, value in hooks.items():
             setattr(torch_module, name, value)
+        for m, attributes in before:
+            vars(m).clear()
+            vars(m).update(attributes)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 @dataclass
@@ -183,7 +207,11 @@ class Surroundings:
                                  ("_orig_mod", torch._dynamo.OptimizedModule)):
             if isinstance(model, wrappers):
                 raise InputError(f"{self.name} wraps a network; give the network inside: model.{inside}")
-        lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
+        if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+            raise InputError(f"{self.name} is a script of torch.jit, or has one in it; "
+                             "prune the network that it was made of")
+        tensors = (*model.named_parameters(), *model.named_buffers())
+        lazy = [name for name, tensor in tensors if is_lazy(tensor)]
         if lazy:
             raise InputError(f"{lazy[0]!r} has no values yet; run one batch through the network before it is pruned")
         self._example = example if isinstance(example, tuple) or example is None else (example,)

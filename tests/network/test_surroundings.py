@@ -2,8 +2,10 @@
 
 import copy
 import io
+import random
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.utils.prune
@@ -313,6 +315,36 @@ def test_nothing_of_the_user_s_runs_or_changes_while_a_network_is_judged():
     assert len(log) > 2
     for hook in hooks:
         hook.remove()
+
+
+def test_what_a_forward_pass_draws_and_keeps_is_as_before_once_it_has_been_judged():
+    class Keeping(nn.Sequential):
+        def __init__(self, *modules):
+            super().__init__(*modules)
+            self.register_buffer("steps", torch.zeros(3))
+            self.plain, self.log, self.generator = torch.zeros(3), [torch.zeros(1)], torch.Generator()
+
+        def forward(self, x):
+            random.random(), np.random.rand(), torch.rand(1, generator=self.generator)
+            self.steps += 1
+            self.plain.add_(1)
+            self.log[0].add_(1)
+            self.log.append(x)
+            return super().forward(x)
+
+    model = Keeping(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 2))
+    before = random.getstate(), repr(np.random.get_state()), model.generator.get_state().tolist()
+    Pruner(model, HALF, ["0"], score="l2").finish()
+    assert (random.getstate(), repr(np.random.get_state()), model.generator.get_state().tolist()) == before
+    assert len(model.log) == 1 and not any(kept.any() for kept in (model.steps, model.plain, model.log[0]))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_script_is_refused_and_hooks_for_all_modules_can_still_be_set(whole):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), torch.jit.script(nn.ReLU()), nn.Flatten(), nn.Linear(288, 2))
+    with pytest.raises(InputError, match="script of torch.jit"):
+        Pruner(torch.jit.script(model) if whole else model, HALF, ["0"], score="l2")
+    nn.modules.module.register_module_forward_hook(lambda *_: None).remove()
 
 
 @pytest.mark.parametrize("how", [{"layers": ["conv"]}, {"layers": ["other"], "structure": "weight"}])

@@ -87,6 +87,7 @@ class Pruner:
             for layer in reversed(self.layers):
                 layer.detach()
             raise
+        masking.compile_anew()
         self._example = vars(around).get("inputs", example)  # found once
         self._last = -2  # the last epoch whose end has been told; epoch -1 ends before the first step
         self._forward = sorted(range(len(layers)), key=lambda i: around.layers.index(layers[i]))

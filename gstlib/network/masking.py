@@ -361,6 +361,16 @@ def chosen(labels: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
     return torch.cat([units.new_zeros(1), units])[labels.to(units.device)]
 
 
+def compile_anew() -> None:
+    """Have torch forget what it compiled before there were masks: it does not look whether hooks have come.
+
+    The passes of `gstlib.training.engine`, dear to compile, are kept: they are of copies with masks.
+    """
+    codes = [code() for code in torch._dynamo.convert_frame.input_codes.seen]
+    if any(code is not None and code.co_name != "_pass_with" for code in codes):
+        torch._dynamo.reset()
+
+
 @torch.no_grad()
 def unmask(model: nn.Module, zeros: dict[str, torch.Tensor]) -> None:
     """Put `zeros` into the parameters and take every mask off the network."""

@@ -19,6 +19,7 @@ from torchvision.ops import FrozenBatchNorm2d, SqueezeExcitation, StochasticDept
 from gstlib import Pruner, Schedule
 from gstlib.errors import InputError
 from gstlib.scores import ebn
+from gstlib.training import engine
 
 HALF = Schedule(0, 0, 0.5, 1)
 
@@ -447,6 +448,33 @@ def test_a_pruned_network_is_compiled_and_exported_and_its_masks_go_along(how):
     struck(model, "2.conv", **how)
     for made in (torch.compile(model, backend="eager", fullgraph=True), torch.export.export(model, (x,)).module()):
         torch.testing.assert_close(made(x), model(x))
+
+
+@pytest.mark.parametrize("how", [{"score": "l2"}, {"score": "activation"}, {"structure": "weight"}])
+@pytest.mark.parametrize("within", [True, False])
+def test_what_was_compiled_before_it_was_pruned_is_compiled_anew(how, within):
+    active = "activation" in how.values()
+    model, x = among(SUMS["+"]).train(active), torch.randn(4, 3, 8, 8)
+    if within:
+        compiled = model
+        model.compile(backend="eager")
+    else:
+        compiled = torch.compile(model, backend="eager")
+    compiled(x)
+    pruner = Pruner(model, HALF, ["2.conv"], **how)
+    compiled(x)
+    assert not active or model[2].active_batches == 1
+    pruner.epoch(0, lambda: 0.0)
+    found = compiled(x)
+    vars(model).pop("_compiled_call_impl", None)
+    torch.testing.assert_close(found, model(x))
+
+
+def test_the_engine_s_compiled_passes_are_kept(monkeypatch):
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch._dynamo, "reset", lambda: pytest.fail("forgotten"))
+    torch._dynamo.convert_frame.input_codes.add(engine._pass_with.__code__)
+    Pruner(among(SUMS["+"]), HALF, ["2.conv"])
 
 
 def test_a_layer_of_one_filter_is_read_by_the_next_layer():

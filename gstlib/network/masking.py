@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from gstlib import scores
-from gstlib.convolution import Linear, in_bf16
+from gstlib.convolution import Conv2d, Linear, in_bf16
 from gstlib.errors import InputError
 from gstlib.network.surroundings import MASKS, Surroundings, Unit
 
@@ -78,8 +78,8 @@ class _WeighedTransposed(Weighed):
                                                  padding, self.groups, self.dilation)
 
 
-_WEIGHED = {Linear: _WeighedLinear, nn.Linear: _WeighedLinear, nn.Conv1d: _WeighedConv, nn.Conv2d: _WeighedConv,
-            nn.Conv3d: _WeighedConv, nn.ConvTranspose1d: _WeighedTransposed,
+_WEIGHED = {Linear: _WeighedLinear, nn.Linear: _WeighedLinear, nn.Conv1d: _WeighedConv, Conv2d: _WeighedConv,
+            nn.Conv2d: _WeighedConv, nn.Conv3d: _WeighedConv, nn.ConvTranspose1d: _WeighedTransposed,
             nn.ConvTranspose2d: _WeighedTransposed, nn.ConvTranspose3d: _WeighedTransposed}
 
 
@@ -87,7 +87,8 @@ _WEIGHED = {Linear: _WeighedLinear, nn.Linear: _WeighedLinear, nn.Conv1d: _Weigh
 def _weighed(kind: type) -> type | None:
     """`kind` with `Weighed` mixed in; None for a class that has a forward pass of its own."""
     for base, mixin in _WEIGHED.items():
-        if issubclass(kind, base) and kind.forward is base.forward:
+        if issubclass(kind, base) and all(getattr(kind, part, None) is getattr(base, part, None)
+                                          for part in ("forward", "_conv_forward")):
             return type(kind.__name__, (mixin, kind), {})
     return None
 
@@ -113,6 +114,8 @@ def check_layer(around: Surroundings, name: str, structure: str, score: str, eff
     if parametrize.is_parametrized(module) or "weight" not in module._parameters:
         raise InputError(f"the weight of layer {name!r} is computed anew in every pass (weight_norm, spectral_norm, "
                          "torch.nn.utils.prune); make it a plain parameter again first")
+    if module.weight.is_complex():
+        raise InputError(f"layer {name!r} has complex weights, for which no score and no mask is made")
     if isinstance(module, nn.modules.conv._ConvTransposeNd) and module.groups > 1:
         raise InputError(f"layer {name!r} is a transposed convolution in groups, which cannot be pruned")
     sharing = [other for other, m in model.named_modules() if m is not module
@@ -127,7 +130,8 @@ def check_layer(around: Surroundings, name: str, structure: str, score: str, eff
                          "so E[BN] is undefined there; use score 'l2' or 'l1'")
     if structure == "filter" and effect == "remove":
         return around.unit(name)
-    if effect != "gaussian" and not isinstance(module, Weighed) and _weighed(type(module)) is None:
+    own = "forward" in vars(module) or not isinstance(module, Weighed) and _weighed(type(module)) is None
+    if own and effect != "gaussian":
         raise InputError(f"layer {name!r} is a {type(module).__name__}, whose forward pass is its own; "
                          "only whole filters can be removed from it")
     return Unit(name, norms)

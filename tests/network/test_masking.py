@@ -390,6 +390,41 @@ def test_ebn_without_a_norm_is_refused(layer):
     assert not hasattr(model.get_submodule(layer), "removed_units")
 
 
+class Standardised(nn.Conv2d):
+    """A convolution that reads its own weight where it is given one."""
+
+    def _conv_forward(self, x, weight, bias):
+        return nn.functional.conv2d(x, self.weight - self.weight.mean(), bias, self.stride, self.padding)
+
+
+@pytest.mark.parametrize("how", [("weight", "remove"), ("filter", "remove-weights"), ("filter", "zero")])
+@pytest.mark.parametrize("patched", [True, False])
+def test_a_layer_that_would_not_see_masked_weights_is_refused(patched, how):
+    model = small_net()
+    name = "fc1" if patched else "conv1"
+    if patched:
+        model.fc1.forward = model.fc1.forward  # as those who wrap it do, by the class that it had
+    else:
+        model.conv1 = Standardised(3, 6, 3, padding=1)
+    with pytest.raises(InputError, match=f"'{name}'.*forward pass is its own"):
+        masked(model, name, "magnitude" if how[0] == "weight" else "l2", *how)
+    masked(model, name)  # whole filters
+
+
+def test_complex_weights_are_refused():
+    class Waves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 8, 1, dtype=torch.complex64), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.fc(self.conv(x.to(torch.complex64)).abs().mean((2, 3)))
+
+    for how in (("l2",), ("magnitude", "weight")):
+        with pytest.raises(InputError, match="'conv' has complex weights"):
+            masked(Waves(), "conv", *how)
+
+
 def test_state_dict_carries_the_masks():
     def build():
         torch.manual_seed(1)

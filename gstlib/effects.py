@@ -83,6 +83,7 @@ class Effect:
 
     def _strike_zero(self, layer: MaskedLayer, units: torch.Tensor) -> None:
         if self.kind == "zero-cumulative":
+            self.end(layer)  # what an earlier event holds yet is put back, and held anew
             units = ~layer.present
         saved = [tensor[units].clone() for tensor in self._kept(layer)]
         if self.batches == 0:
@@ -150,11 +151,12 @@ class Effect:
         layer.held.index_fill_(0, places, 0)
 
     @torch.no_grad()
-    def end(self) -> None:
-        """Let everything in force be over."""
+    def end(self, layer: MaskedLayer | None = None) -> None:
+        """Let everything in force (in `layer`, if given) be over."""
         for disturbance in self.active:
-            self._release(disturbance)
-        self.active = []
+            if layer in (None, disturbance.layer):
+                self._release(disturbance)
+        self.active = [d for d in self.active if layer not in (None, d.layer)]
 
     def check_known(self, layers: list[MaskedLayer]) -> None:
         """Raise `InputError` when the network is disturbed by an effect whose end nobody knows."""

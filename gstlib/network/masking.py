@@ -343,7 +343,7 @@ class MaskedLayer:
     def state(self) -> list[torch.Tensor]:
         """Every tensor that a strike on this layer may change."""
         own = [buffer for buffer in self.module._buffers.values() if buffer is not None]
-        return [self.module.weight.detach(), *own, *(getattr(module, name) for module, name, _ in self._points)]
+        return [*self.stored, *own, *(getattr(module, name) for module, name, _ in self._points)]
 
     def parameters_removed(self) -> int:
         """How many of the layer's own parameters, its norms' included, the masks hold at 0."""

@@ -62,6 +62,32 @@ def test_cumulative_zeroing_holds_all_units_so_far_and_gives_back_all_they_had(o
         assert not torch.equal(stored(model, units)[0], at_once["before"][0][units]), "they train on"
 
 
+def test_cumulative_zeroing_outlasts_the_next_event_and_gives_back_what_the_first_one_found():
+    model = net()
+    pruner = Pruner(model, Schedule(0, 1, 0.6, 1), ["0"], "l2", "L", "zero-cumulative", batches=5)
+    steps = torch.optim.Adam(model.parameters(), 0.01)
+    train(model, steps, pruner, 2)
+    whole = stored(model, slice(None))
+    pruner.epoch(0, lambda: 0.5)
+    first = ~pruner.layers[0].present
+    train(model, steps, pruner, 3)
+    during = {name: value.clone() for name, value in model.state_dict().items()}
+    answers = iter([0.5])
+    with pytest.raises(StopIteration):  # the strike is undone
+        pruner.epoch(1, lambda: next(answers))
+    assert all(torch.equal(during[name], value) for name, value in model.state_dict().items())
+    before = stored(model, slice(None))
+    pruner.epoch(1, lambda: 0.5)
+    both = ~pruner.layers[0].present
+    train(model, steps, pruner, 4)
+    assert torch.equal(silent(model), both), "the first ones are held as long as the others"
+    train(model, steps, pruner, 1)
+    assert not silent(model).any()
+    for now, then, at_first in zip(stored(model, slice(None)), before, whole, strict=True):
+        assert torch.equal(now[first], at_first[first])
+        assert torch.equal(now[both & ~first], then[both & ~first])
+
+
 def test_cumulative_zeroing_goes_on_from_a_checkpoint():
     ends = []
     for cut in (False, True):

@@ -170,11 +170,11 @@ def default_layers(around: Surroundings, number: int, structure: str, score: str
     return sorted(taken, key=around.layers.index)
 
 
-def _note_activation(module: nn.Module, _inputs, output: torch.Tensor) -> None:
+def _note_activation(module: nn.Module, _inputs, output: torch.Tensor, axis: int) -> None:
     """Every tenth training batch, bring the running mean (momentum .9) of each unit's rectified l1 norm up to date."""
     if module.training:
         module.active_batches.add_(1)
-        norm = output.detach().relu().float().movedim(1, -1).flatten(0, -2).sum(0)
+        norm = output.detach().relu().float().movedim(axis, -1).flatten(0, -2).sum(0)
         new = 0.9 * module.active_units + 0.1 * norm
         module.active_units.copy_(torch.where(module.active_batches % 10 == 0, new, module.active_units))
 
@@ -232,13 +232,18 @@ class MaskedLayer:
                     self._buffer(self.module, name, value)
         if "activation" in needs(score):
             # as what comes next sees the unit: behind normalisation and, where a sum was silenced, the shortcut
-            spoken = [module for module, name, labels in self._points
-                      if name != "silent_inputs" and labels.numel() == self.units]
-            self._active = [self.module, *self.batch_norms, *spoken][-1]
+            units, axis = torch.arange(1, self.units + 1), -len(getattr(self.module, "kernel_size", ())) - 1
+            spoken = [(module, units, axis) for module in (self.module, *self.batch_norms)]
+            spoken += [(module, labels.flatten(), -labels.dim()) for module, name, labels in self._points
+                       if name != "silent_inputs" and labels.shape[:1] == units.shape
+                       and torch.equal(labels.flatten().sort().values, units)]
+            self._active, order, axis = spoken[-1]
+            self._places = order.argsort()  # of each unit there
             if "active_units" not in self._active._buffers:  # of two layers that feed one sum the mean is one
                 self._buffer(self._active, "active_units", torch.zeros(self.units, device=weight.device))
                 self._buffer(self._active, "active_batches", torch.zeros((), dtype=torch.int64, device=weight.device))
-                self._undo.append(self._active.register_forward_hook(_note_activation).remove)
+                hook = functools.partial(_note_activation, axis=axis)
+                self._undo.append(self._active.register_forward_hook(hook).remove)
 
     def _buffer(self, module: nn.Module, name: str, value: torch.Tensor | None) -> None:
         before = dict(module._buffers)
@@ -311,7 +316,7 @@ class MaskedLayer:
         if "gamma" in needed:
             return torch.stack([function(norm.weight, norm.bias) for norm in self.batch_norms]).mean(0)
         if "activation" in needed:
-            return function(self._active.active_units)
+            return function(self._active.active_units)[self._places]
         weight, removed = self.parameter, self._mask("removed_weights")
         return function(weight if removed is None else weight.where(removed <= 0, 0))
 
@@ -382,7 +387,8 @@ def unmask(model: nn.Module, zeros: dict[str, torch.Tensor]) -> None:
         model.get_parameter(name).masked_fill_(where.to(model.get_parameter(name).device), 0)
     for module in model.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for key in [key for key, hook in hooks.items() if hook in (*HOOKS.values(), _note_activation)]:
+            for key in [key for key, hook in hooks.items()
+                        if getattr(hook, "func", hook) in (*HOOKS.values(), _note_activation)]:
                 del hooks[key]
         if isinstance(module, Weighed):
             module.__class__ = type(module).__bases__[1]

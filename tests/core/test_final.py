@@ -168,3 +168,48 @@ def test_a_schedule_without_scratch_has_nothing_before_the_first_step():
 def test_there_is_no_activation_before_training():
     with pytest.raises(InputError, match="activation"):
         Pruner(net(), Schedule(0, 0, 0.3, 1, scratch=True), ["0"], score="activation")
+
+
+class Channels(nn.Module):
+    """A convolution whose norm reads its channels last, or shuffled."""
+
+    def __init__(self, width: int, shuffled: bool):
+        super().__init__()
+        self.conv, self.shuffle = nn.Conv2d(3, width, 3, padding=1), nn.ChannelShuffle(2)
+        self.fc = nn.Linear(width, 3)
+        self.norm = nn.BatchNorm2d(width) if shuffled else nn.LayerNorm(width)
+        nn.init.normal_(self.norm.weight)
+        nn.init.normal_(self.norm.bias)
+        self.shuffled = shuffled
+
+    def forward(self, x):
+        if self.shuffled:
+            return self.fc(self.norm(self.shuffle(self.conv(x))).mean((2, 3)))
+        return self.fc(self.norm(self.conv(x).permute(0, 2, 3, 1)).mean((1, 2)))
+
+
+class Tokens(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.body, self.head = nn.Linear(3 * 8, width), nn.Linear(width, 3)
+
+    def forward(self, x):
+        return self.head(self.body(x.permute(0, 2, 1, 3).flatten(2)).relu()).mean(1)
+
+
+@pytest.mark.parametrize("width", [6, 8])  # images are 8 x 8: a wrong axis may fit
+@pytest.mark.parametrize("build", [lambda n: Channels(n, False), lambda n: Channels(n, True), Tokens])
+def test_the_activation_score_is_each_unit_s_wherever_its_channel_lies(build, width):
+    model = build(width)
+    layer, speaks = ("body", "body") if isinstance(model, Tokens) else ("conv", "norm")
+    pruner = Pruner(model, Schedule(0, 0, 0.5, 1), [layer], "activation", example=torch.randn(2, 3, 8, 8))
+    seen = []
+    model.get_submodule(speaks).register_forward_hook(lambda m, i, y: seen.append(y.detach().clamp(min=0)))
+    train(model, torch.optim.SGD(model.parameters(), 0.01), pruner, 10)
+    if getattr(model, "shuffled", False):
+        order = model.shuffle(torch.arange(width).view(1, width, 1, 1)).flatten()
+        expected = torch.empty(width).index_copy(0, order, seen[9].sum((0, 2, 3)))
+    else:
+        expected = seen[9].flatten(0, -2).sum(0)
+    torch.testing.assert_close(pruner.layers[0].scores().float(), 0.1 * expected)
+    assert sum(len(m._forward_hooks) for m in pruner.finish().modules()) == 1, "this test's own"

@@ -104,6 +104,8 @@ class Pruner:
         """
         if not self.layers:
             raise InputError("this Pruner has finished; make another one to go on")
+        for layer in self.layers:
+            layer.check_carried(self.model)
         if n <= self._last:
             return []
         wanted, due = self.schedule.removed([layer.size for layer in self.layers], n), []

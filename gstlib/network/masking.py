@@ -207,6 +207,7 @@ class MaskedLayer:
         masked = any(self._mask(name) is not None for name in ("removed_units", "targeted_units", "removed_weights"))
         self.before = self.gone if masked else 0  # by others, when these masks were made
         self._points = [(model.get_submodule(path), name, labels) for (path, name), labels in unit.points.items()]
+        self._carried = [(path, model.get_submodule(path), name) for path, name in unit.points]
         for module, name, labels in self._points:
             before = module._buffers.get(name)
             shape = labels.shape if before is None else torch.broadcast_shapes(labels.shape, before.shape)
@@ -227,6 +228,7 @@ class MaskedLayer:
                 masks["held_units"] = along(torch.zeros(self.units, device=weight.device), weight, self._axis)
             if masks.keys() != {"targeted_units"}:
                 self._weigh()
+            self._carried = [(self.name, self.module, name) for name in masks]
             for name, value in masks.items():
                 if self._mask(name) is None:
                     self._buffer(self.module, name, value)
@@ -257,6 +259,16 @@ class MaskedLayer:
             self._undo.append(lambda: setattr(self.module, "__class__", kind))
             for name in ("removed_weights", "held_units", "weight_noise"):
                 self._buffer(self.module, name, None)
+
+    def check_carried(self, model: nn.Module) -> None:
+        """Raise `InputError` unless `model` still has all that the masks consist of."""
+        modules = dict(model.named_modules(remove_duplicate=False))
+        for path, module, name in self._carried:
+            hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+            hook = HOOKS.get(name)
+            if modules.get(path) is not module or name not in module._buffers or hook and hook not in hooks:
+                raise InputError(f"the masks of layer {self.name!r} are gone from {path!r}: it was replaced, its "
+                                 "hooks were removed, or another Pruner has finished; make another one to go on")
 
     def detach(self) -> None:
         """Take the masks off again, as if this layer had never been made."""

@@ -460,6 +460,30 @@ def test_a_second_pruner_on_a_layer_takes_of_what_is_left():
     assert set(model.state_dict()) == before and len(zero_channels(model[:2], "1")) == 9
 
 
+@pytest.mark.parametrize("how", [{}, {"structure": "weight"}, {"effect": "zero", "batches": 2}])
+@pytest.mark.parametrize("gone", ["norms are converted", "hooks are cleared", "another finishes",
+                                  "a layer is replaced"])
+def test_masks_that_were_taken_off_are_missed_at_the_next_epoch(gone, how):
+    model = plain_pair()
+    pruner = Pruner(model, Schedule(0, 1, 0.5, 1), ["0"], **how)
+    other = Pruner(model, Schedule(0, 0, 0.1, 1), ["0"])
+    pruner.epoch(0, lambda: 0.5)
+    if gone == "norms are converted":
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    elif gone == "hooks are cleared":
+        for module in model.modules():
+            module._forward_hooks.clear()
+    elif gone == "another finishes":
+        other.finish()
+    else:
+        model[0] = copy.deepcopy(model[0])
+    if how and gone in ("norms are converted", "hooks are cleared"):  # masks of weights do not need them
+        pruner.epoch(1, lambda: 0.5)
+    else:
+        with pytest.raises(InputError, match="masks of layer '0' are gone"):
+            pruner.epoch(1, lambda: 0.5)
+
+
 def test_missed_events_are_made_up_for_and_an_epoch_told_twice_takes_nothing():
     pruner = Pruner(plain_pair(), Schedule(0, 4, 0.5, 1), ["0"])
     told = [(n, [(row["removed"], row["removed_total"]) for row in pruner.epoch(n, lambda: 0.5)])

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gstlib.errors import InputError
+from gstlib.errors import plain as said
 from gstlib.network.masking import chosen
 from gstlib.network.proof import close
 from gstlib.network.surroundings import Surroundings, aside
@@ -51,6 +52,11 @@ class Compaction:
 
     def __init__(self, around: Surroundings):
         torch_pruning()  # before anything changes
+        try:
+            copy.deepcopy(around.model)
+        except Exception as error:
+            raise InputError(f"a compact network is a copy, but {around.name} cannot be copied "
+                             f"({said(error)})") from error
         self.around = around
         self.removed = {path: m._buffers["removed_units"].cpu().view(-1) > 0 for path, m in around.model.named_modules()
                         if "removed_units" in m._buffers}
@@ -69,7 +75,8 @@ class Compaction:
             network = copy.deepcopy(bare)
             with torch.no_grad():
                 for name, x in (*network.named_parameters(), *network.named_buffers()):
-                    x.copy_(tensors[name].masked_fill(x == 0, 0) if isinstance(x, nn.Parameter) else tensors[name])
+                    own = isinstance(x, nn.Parameter)
+                    x.data = tensors[name].masked_fill(x == 0, 0) if own else tensors[name].clone()
                 trials.append((network, inputs, network(*inputs)))
 
         def same(layers: list[str]) -> bool:
@@ -96,9 +103,15 @@ class Compaction:
         small = small.to(next(plain.parameters()).device).train(plain.training)
         return Compact(small, *zip(before, after), cut, total - cut)
 
+    def _inputs(self, model: nn.Module) -> tuple:
+        """The example in `model`'s precision."""
+        dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+        return tuple(x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+                     for x in self.around.inputs)
+
     def _counted(self, model: nn.Module) -> tuple[int, int]:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(*self.around.inputs)
+            model(*self._inputs(model))
         return sum(p.numel() for p in model.parameters()), counter.get_total_flops()
 
     def _cut(self, model: nn.Module, layers: list[str]) -> dict[str, list[int]]:
@@ -108,7 +121,7 @@ class Compaction:
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             graph = torch_pruning().DependencyGraph().build_dependency(
-                model.requires_grad_(True), self.around.inputs, verbose=False)
+                model.requires_grad_(True), self._inputs(model), verbose=False)
             for layer in layers:
                 module, units = model.get_submodule(layer), len(self.removed[layer])
                 prune = graph.get_pruner_of_module(module).prune_out_channels

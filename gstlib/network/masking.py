@@ -267,8 +267,8 @@ class MaskedLayer:
             hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
             hook = HOOKS.get(name)
             if modules.get(path) is not module or name not in module._buffers or hook and hook not in hooks:
-                raise InputError(f"the masks of layer {self.name!r} are gone from {path!r}: it was replaced, its "
-                                 "hooks were removed, or another Pruner has finished; make another one to go on")
+                raise InputError(f"the masks of layer {self.name!r} are gone from {path!r}: it was replaced, "
+                                 "its hooks were removed, or another Pruner has finished; make another one")
 
     def detach(self) -> None:
         """Take the masks off again, as if this layer had never been made."""

@@ -10,6 +10,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
 from gstlib.errors import InputError
+from gstlib.errors import plain as said
 from gstlib.network.masking import HOOKS, Weighed, along, chosen, unit_axis
 from gstlib.network.surroundings import Surroundings, Unit, aside
 
@@ -26,8 +27,11 @@ def prove(around: Surroundings, units: Sequence[Unit]) -> None:
             model.train(training)
             try:
                 functional_call(model, {name: x.clone() for name, x in tensors.items()}, inputs)
-            except Exception:  # a batch too small for training's statistics
-                continue
+            except Exception as error:
+                if training:  # a batch too small for its statistics
+                    continue
+                raise InputError(f"{around.name} cannot be run on trial ({said(error)}); "
+                                 "give example=, a batch that it takes") from error
         tensors, failed = dict(tensors), []
         for unit in units:
             for (path, name), labels in unit.points.items():

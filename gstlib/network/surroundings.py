@@ -277,7 +277,7 @@ class Surroundings:
     def inputs(self) -> tuple:
         """Arguments that the network takes; call within `aside`."""
         if self._example is not None:
-            return tuple(x.detach().cpu() if isinstance(x, torch.Tensor) else x for x in self._example)
+            return tuple(_usual(x) if isinstance(x, torch.Tensor) else x for x in self._example)
         meta = {name: tensor.to("meta") for name, tensor in self.tensors.items()}
         holders = [node for node in self.graphs[0].nodes if node.op == "placeholder" and not node.args]
         # without values large networks are tried faster, small ones slower
@@ -302,7 +302,7 @@ class Surroundings:
         ones, and its own with the example or with normal numbers."""
         named = dict((*self.model.named_parameters(), *self.model.named_buffers()))
         own = {name: invented if name.split(".")[-1] in MASKS or not named[name].is_floating_point() or named[name].is_meta
-               else named[name].detach().cpu().float().clone() for name, invented in self.tensors.items()}
+               else _usual(named[name]).clone() for name, invented in self.tensors.items()}
         with aside(self.model):
             inputs = self.inputs
             usual = tuple(torch.randn_like(x) if self._example is None and x.is_floating_point() else x for x in inputs)
@@ -326,6 +326,11 @@ class Surroundings:
                 if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
                     return torch.rand(2, getattr(module, "num_features", None) or module.num_channels, size, size) + 0.5
         return torch.rand(2, 3, size, size) + 0.5
+
+
+def _usual(tensor: torch.Tensor) -> torch.Tensor:
+    """The values on the CPU and, of whatever precision they are, in that of invented numbers."""
+    return tensor.detach().cpu().to(torch.get_default_dtype() if tensor.is_floating_point() else tensor.dtype)
 
 
 def _invented(tensor: torch.Tensor) -> torch.Tensor:

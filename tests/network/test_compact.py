@@ -51,6 +51,35 @@ def test_compact_networks_of_torchvision_are_smaller_with_equal_outputs(build):
     assert (made.cut, made.left) == ((units - 256, 256) if build is resnet18 else (units, 0))
 
 
+@pytest.mark.parametrize("example", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_network_of_any_precision_is_cut_in_that(dtype, example):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5))
+    shaken(model).to(dtype)
+    x = torch.randn(2, 3, 8, 8, dtype=dtype)
+    pruner = Pruner(model, Schedule(0, 0, 0.5, 1), ["0"], score="l2", example=x if example else None)
+    pruner.epoch(0, lambda: 0.0)
+    before = model(x)
+    made = pruner.finish(compact=True)
+    assert made.cut == 4 and {p.dtype for p in made.model.parameters()} == {dtype}
+    torch.testing.assert_close(made.model(x), before)
+
+
+def test_a_network_that_cannot_be_copied_is_refused_and_keeps_its_masks():
+    class Bound(nn.ReLU):
+        def __deepcopy__(self, memo):
+            raise TypeError("one of a kind")
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), Bound(), nn.Flatten(), nn.Linear(288, 5))
+    x = torch.randn(2, 3, 8, 8)
+    pruner = struck(model, "0")
+    before = model(x)
+    with pytest.raises(InputError, match="cannot be copied .one of a kind."):
+        pruner.finish(compact=True)
+    assert pruner.layers[0].gone == 4 and torch.equal(model(x), before)
+    torch.testing.assert_close(pruner.finish()(x), before)
+
+
 def test_what_is_cut_is_counted_by_hand():
     model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5))
     made = struck(shaken(model), "0").finish(compact=True)

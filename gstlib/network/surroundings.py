@@ -11,6 +11,7 @@ name.
 
 from __future__ import annotations
 
+import itertools
 import operator
 import random
 from collections import OrderedDict
@@ -347,6 +348,17 @@ def _unlike(values: torch.Tensor, where: torch.Tensor, other: float = float("nan
     return torch.where(where, ~values if values.dtype == torch.bool else values + 1, values)
 
 
+def _opposite(values: torch.Tensor) -> torch.Tensor:
+    if values.dtype == torch.bool:
+        return ~values
+    return -values if values.is_floating_point() else values.clone()
+
+
+def _places(tree) -> set[int]:
+    """Where the tensors' numbers lie: views, and what is changed in place, lie where it was."""
+    return {tensor.untyped_storage().data_ptr() for tensor in _tensors(tree)}
+
+
 def _tensors(tree) -> list[torch.Tensor]:
     found: list[torch.Tensor] = []
     fx.node.map_aggregate(tree, lambda leaf: found.append(leaf) if isinstance(leaf, torch.Tensor) else None)
@@ -468,10 +480,9 @@ class _Walk:
         norm = graph.is_a(node, _NORMS)
         others, touched = self.probe_others()
         labels = self.labels[source] if norm else self.probe(others, touched)
+        quiet = self.quiet(_tensors(labels), values)
         if not any(label.any() for label in _tensors(labels)):
             return
-        still = [_tensors(self.evaluate(lambda v, l, _: v.masked_fill(l > 0, 0.0), training)) for training in (False, True)]
-        quiet = not any((y != 0)[label > 0].any() for ys in still for y, label in zip(ys, _tensors(labels)))
         joined = any((t & (label > 0)).any() for t, label in zip(touched, _tensors(labels))) and not norm
         before = [s for s in node.all_input_nodes if s in self.labels]
         if joined and not quiet:
@@ -492,6 +503,25 @@ class _Walk:
             self.summed.add(node)
         self.labels[node] = labels
 
+    def quiet(self, labels: list[torch.Tensor], values) -> bool:
+        """Whether 0 stays 0, whatever others' sign; refuses what ends it under a name that is read again."""
+        quiet, nodes = True, self.graph.nodes
+        for training, beside in itertools.product((False, True), (torch.clone, _opposite)):
+            given = []
+
+            def hushed(v, l, key, beside=beside, given=given):
+                given.append((key[0], beside(v).masked_fill(l > 0, 0.0), l))
+                return given[-1][1]
+            for y, label in zip(_tensors(self.evaluate(hushed, training, beside)), labels):
+                heard = (y != 0) & ((y == y) | (beside is torch.clone))  # no root, say, of what is negative
+                quiet &= not heard[label > 0].any()
+            for s in {s for s, v, l in given if (v[l > 0] != 0).any()}:
+                names = [other for other in self.labels if _places(values[other]) & _places(values[s])]
+                if any(nodes.index(use) > nodes.index(self.node) for other in names for use in other.users):
+                    self.refuse(f"{self.named(self.node)} changes {self.named(s)} in place, "
+                                "which is read again; go on with what it returns")
+        return quiet
+
     def company(self, node: fx.Node) -> set[fx.Node]:
         """The values that `node` joins with the units: its own arguments, and what was stacked beside them."""
         found = {s for s in node.all_input_nodes if s in self.graph.data and s not in self.labels}
@@ -511,13 +541,14 @@ class _Walk:
                 if labels is not None:
                     i, label = next(labels)
                     return mark(v, label, (s, i))
-                return beside(v) if s in self.graph.data and v.is_floating_point() else v.clone()
+                return beside(v) if s in self.graph.data else v.clone()
             return fx.node.map_aggregate(self.fresh[s], leaf)
         return self.run(self.node, *fx.node.map_arg((self.node.args, self.node.kwargs), argument), training)
 
     def probe_others(self):
         """Which entries of the output depend on what belongs to no unit."""
-        y = self.evaluate(lambda v, l, _: _unlike(v, l == 0), beside=lambda v: torch.full_like(v, float("nan")))
+        y = self.evaluate(lambda v, l, _: _unlike(v, l == 0),
+                          beside=lambda v: v * float("nan") if v.is_floating_point() else v.clone())
         return y, [t.isnan() for t in _tensors(y)]
 
     def probe(self, others, touched):

@@ -275,6 +275,52 @@ def test_an_example_serves_where_no_guess_does():
     assert zero_channels(outputs(model, torch.randn(5, 462))["1"]).sum() == 4
 
 
+class Bare(Block):
+    """What `way` gives is read by no module, so that no hook can look."""
+
+    def __init__(self, way):
+        super().__init__(way)
+        self.rows = nn.Parameter(torch.randn(3, 8))
+
+    def forward(self, x):
+        return F.linear(self.way(self, x).mean((2, 3)), self.rows)
+
+
+def changed(how):
+    def way(s, x):
+        y = s.conv(x)
+        how(y, s.other(x))
+        return y
+    return way
+
+
+@pytest.mark.parametrize(("way", "reason"), [
+    (lambda s, x: torch.minimum(s.conv(x), s.other(x)), "'linear' reads"),
+    (lambda s, x: torch.clamp(s.conv(x), max=s.other(x)), "'linear' reads"),
+    (lambda s, x: (s.conv(x) > s.other(x)).float(), "'linear' reads"),
+    (lambda s, x: torch.where(s.other(x) > -5, s.conv(x), s.other(x)), "'linear' reads"),
+    (changed(lambda y, z: y.add_(z)), "'add_' changes 'conv' in place"),
+    (changed(lambda y, z: y[:, :4].copy_(z[:, :4])), "'copy_' changes 'getitem' in place"),
+    (changed(lambda y, z: torch.sigmoid_(y)), "'sigmoid_' changes 'conv' in place"),
+])
+def test_silence_that_depends_on_others_or_ends_in_place_is_no_silence(way, reason):
+    model = Bare(way)
+    with pytest.raises(InputError, match=reason):
+        Pruner(model, HALF, ["conv"], score="l2", example=torch.randn(2, 8, 8, 8))
+
+
+@pytest.mark.parametrize("way", [changed(lambda y, z: torch.relu_(y)), changed(lambda y, z: y.mul_(z)),
+                                 lambda s, x: s.conv(x) * s.other(x).sigmoid(),
+                                 lambda s, x: torch.where(s.other(x) > 0, s.conv(x), 0.0)])
+def test_silence_that_nothing_ends_is_heard_by_no_function_either(way):
+    model, x = Bare(way), torch.randn(4, 8, 8, 8)
+    gone = struck(model, "conv", example=x)
+    before = model(x)
+    with torch.no_grad():
+        model.rows[:, gone] += 1
+    assert torch.equal(model(x), before)
+
+
 @pytest.mark.parametrize("spoil", ["old weight_norm", "spectral_norm", "torch's pruning"])
 def test_weights_that_are_computed_are_refused_by_name(spoil):
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(288, 2))

@@ -19,10 +19,12 @@ from gstlib.network.surroundings import Surroundings, Unit, aside
 def prove(around: Surroundings, units: Sequence[Unit]) -> None:
     """Raise `InputError` unless removed units are silent in a forward pass on invented numbers and on the network's own, in
     evaluation mode and, where the batch allows it, in training mode; changes nothing."""
+    if not any(unit.points for unit in units):
+        return
     model = around.model
     modes = [(graph, training, *trial) for training in (False, True) for graph in around.graphs
              if graph.training == training or len(around.graphs) == 1 for trial in around.trials]
-    for graph, training, tensors, inputs in modes if any(unit.points for unit in units) else ():
+    for graph, training, tensors, inputs in modes:
         with aside(model):
             model.train(training)
             try:

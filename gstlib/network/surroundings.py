@@ -301,10 +301,12 @@ class Surroundings:
     def trials(self) -> list[tuple[dict[str, torch.Tensor], tuple]]:
         """Parameters, buffers (no masks) and inputs, on the CPU, on which to compare the network with another: invented
         ones, and its own with the example or with normal numbers."""
-        named = dict((*self.model.named_parameters(), *self.model.named_buffers()))
-        own = {name: invented if name.split(".")[-1] in MASKS or not named[name].is_floating_point() or named[name].is_meta
-               else _usual(named[name]).clone() for name, invented in self.tensors.items()}
         with aside(self.model):
+            named = dict((*self.model.named_parameters(), *self.model.named_buffers()))
+            kept = {name for name, x in named.items()
+                    if name.split(".")[-1] in MASKS or not x.is_floating_point() or x.is_meta}
+            own = {name: invented if name in kept else _usual(named[name]).clone()
+                   for name, invented in self.tensors.items()}
             inputs = self.inputs
             usual = tuple(torch.randn_like(x) if self._example is None and x.is_floating_point() else x for x in inputs)
         return [(self.tensors, inputs), (own, usual)]

@@ -218,13 +218,19 @@ def test_the_optimiser_may_be_made_before_or_after(optimiser):
     assert torch.equal(*ends)
 
 
+@pytest.mark.parametrize("how", [
+    {}, {"structure": "weight"}, {"score": "activation"}, {"effect": "remove-weights"},
+    {"effect": "zero", "batches": 2}, {"effect": "gaussian", "batches": 2},
+    {"effect": "gaussian-transient", "batches": 2}])
 @pytest.mark.parametrize("training", [True, False])
-def test_a_pruner_without_events_changes_no_training(training):
+def test_a_pruner_without_events_changes_no_training(training, how):
     ends = []
     for pruned in (True, False):
         torch.manual_seed(3)
         model = small_net()
-        pruner = Pruner(model, Schedule((9, 9), (9, 9), (0.5, 0.5), 1)) if pruned else None
+        model.fc2 = nn.Sequential(nn.Dropout(0.2), model.fc2)  # goes on drawing from the seed
+        schedule = Schedule((9, 9), (9, 9), (0.5, 0.5), 1)
+        pruner = Pruner(model, schedule, ["conv1", "conv2"], **how) if pruned else None
         train(model, torch.optim.Adam(model.parameters(), lr=0.01), 4, pruner)
         ends.append(model.train(training)(torch.ones(2, 3, 8, 8)))
     assert torch.equal(*ends)

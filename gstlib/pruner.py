@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import nn
 
 from gstlib.effects import Effect
-from gstlib.errors import InputError
+from gstlib.errors import InputError, plain
 from gstlib.network import masking, proof
 from gstlib.network.compact import Compact, Compaction
 from gstlib.network.masking import MaskedLayer
@@ -37,7 +37,8 @@ class Pruner:
     `target`, see `gstlib.pruning.select`; `effect` and `batches`, see
     `gstlib.effects.Effect`.  Random choices and noise are drawn from `seed`.
     `example`: a batch that the network takes, or a tuple of its arguments,
-    where none can be guessed.
+    where none can be guessed.  Hooks that change values are not followed:
+    what they do belongs into a module.
 
     Raises `InputError` for an unknown layer, score, target, structure or
     effect, for a network without batch normalisation when E[BN] is asked for,
@@ -61,11 +62,11 @@ class Pruner:
         around = Surroundings(model, example)
         if layers is None:
             layers = masking.default_layers(around, len(schedule.start), structure, score, effect)
-        layers = [layers] if isinstance(layers, str) else list(layers)
+        layers = list(layers) if isinstance(layers, Iterable) and not isinstance(layers, str) else [layers]
         for name in layers:
             if name not in around.layers:
-                raise InputError(f"the network's forward pass calls no convolution or linear layer {name!r}; "
-                                 f"it has {', '.join(around.layers)}")
+                raise InputError("the network's forward pass calls no convolution or linear layer "
+                                 f"{plain(repr(name))}; it has {', '.join(around.layers)}")
         if len(layers) != len(schedule.start):
             raise InputError(f"the schedule has {len(schedule.start)} layers, but {len(layers)} were named")
         if len(set(layers)) != len(layers):

@@ -272,6 +272,9 @@ class Sums(nn.Module):
 @pytest.mark.parametrize(("change", "message"), [
     ({"layers": ["conv1", "conv9"]}, "conv9.*conv1, conv2"),
     ({"layers": ["conv1", "bn1"]}, "bn1"),
+    ({"layers": nn.Conv2d(3, 8, 3)}, "Conv2d.3, 8.*conv1, conv2"),
+    ({"layers": [small_net(), "conv1"]}, "Sequential.*conv1, conv2"),
+    ({"layers": 0}, "linear layer 0; it has conv1"),
     ({"layers": ["conv1", "fc1"]}, "fc1.*E\\[BN\\]"),
     ({"layers": ["conv2"]}, "2 layers, but 1"),
     ({"layers": ["conv2", "conv2"]}, "twice"),

@@ -47,8 +47,12 @@ def _shaped(vector: np.ndarray, like: dict[str, Tensor]) -> dict[str, Tensor]:
 def gradients(model: nn.Module, x: Tensor, y: Tensor, chunk: int = 8) -> tuple[Tensor, Tensor]:
     """Squared norm of each image's own loss gradient (n,), and the mean gradient (parameters,), with `chunk` gradients in
     memory at a time.  The mean of the former is the trace of the gradient covariance (uncentred), less the squared norm
-    of the latter the centred one.
+    of the latter the centred one.  Raises `InputError` where an image has no loss of its own.
     """
+    for path, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise InputError(f"{path!r} normalises by the batch in evaluation too, so that no image has "
+                             "a gradient of its own; give it running statistics")
     with _evaluating(model) as parameters:
         one = func.grad(lambda p, image, label: _losses(model, p, image[None], label[None])[0])
         norms, total = [], 0

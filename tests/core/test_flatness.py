@@ -193,6 +193,12 @@ def test_a_hessian_of_low_rank_has_no_other_eigenvalues_than_zero():
     assert values[0] > 0.1 and values[1:] == pytest.approx([0, 0], abs=1e-9) and np.isfinite(vectors).all()
 
 
+def test_images_that_a_norm_mixes_have_no_gradients_of_their_own():
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.Linear(8, 2))
+    with pytest.raises(InputError, match="'1' normalises by the batch"):
+        flatness.gradients(model, torch.randn(6, 4), torch.arange(6) % 2)
+
+
 @pytest.mark.parametrize("scale", [math.nan, 1e30])
 def test_a_loss_without_curvature_is_refused(scale):
     model, x = nn.Linear(4, 2), torch.ones(3, 4)

@@ -164,15 +164,14 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("after", [0.3, 1.5])
-def test_an_interrupted_benchmark_leaves_no_traceback(after):
+def test_an_interrupted_benchmark_leaves_no_traceback():
     """Ctrl-C reaches its processes too, while they are still importing."""
     bench = subprocess.Popen([sys.executable, "-c", BENCH], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                              start_new_session=True, cwd=Path(__file__).parents[2])
     said = ""
     while "replicas: 2" not in said:
         said += bench.stderr.read(1)
-    time.sleep(after)
+    time.sleep(0.3)
     os.killpg(bench.pid, signal.SIGINT)
     out, err = bench.communicate(timeout=120)
     assert (bench.returncode, out) == (130, "") and "Traceback" not in err and "gstlib: interrupted" in err

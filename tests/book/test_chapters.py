@@ -186,7 +186,7 @@ def test_a_map_shows_and_counts_its_own_places_whether_or_not_the_profile_s_own_
     assert len(rows["images"]) == 5 and len(pictures) == 2
 
 
-@pytest.mark.parametrize("name, left", [("beyond-when", 0), ("beyond-regularisers", 0), ("beyond-labels", 2), ("permanence", 1)])
+@pytest.mark.parametrize("name, left", [("beyond-when", 0), ("permanence", 1)])
 def test_a_gain_without_an_unpruned_run_to_compare_with_is_no_empty_picture(name, left, run_here, whole, tmp_path):
     store = Store(tmp_path / "results")
     for run_id, run in whole.runs():

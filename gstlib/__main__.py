@@ -149,8 +149,9 @@ def command_audit(args) -> int:
     _print(pd.DataFrame([found]), args.json)
     if not args.json:
         print("the same bit for bit" if found.same else "not the same bit for bit, "
-              + ("as it must be on a CPU of the same type with the same versions and techniques" if found.alike else "on a GPU, another machine or "
-                 f"with other versions or techniques; allowed are {FIRST_LOSS:.0%} of the first epoch's training loss, "
+              + ("as it must be on a CPU of the same type with the same versions and techniques" if found.alike else
+                 "on a GPU, another machine or with other versions or techniques; allowed are "
+                 f"{FIRST_LOSS:.0%} of the first epoch's training loss, "
                  f"{100 * FINAL_ACCURACY:g} points of final accuracy and no other removals"))
     return 0 if found.ok else 1
 

@@ -167,8 +167,8 @@ def conclusions(table: pd.DataFrame) -> str:
 
     def told(row: dict) -> str:
         but = f", but {row['but']}" * bool(row["but"])
-        return (f"<li>{_link(row)} {escape(row['statement'])} {escape(number(row))}{_part(row, '')}, {row['n']} {_COUNTED[row['id']]}, "
-                f"profile {escape(row['profile'])}{escape(but)}.</li>")
+        return (f"<li>{_link(row)} {escape(row['statement'])} {escape(number(row))}{_part(row, '')}, "
+                f"{row['n']} {_COUNTED[row['id']]}, profile {escape(row['profile'])}{escape(but)}.</li>")
 
     lines = [f"<li><strong>{name}:</strong><ul>{''.join(map(told, table[which].to_dict('records')))}</ul></li>"
              for name, which in stated if which.any()]

@@ -21,10 +21,10 @@ FIRST_LOSS, FINAL_ACCURACY = 0.05, 0.03
 
 
 class Audit(NamedTuple):
-    """Of a run trained again: whether its rows are the same bit for bit, as they must be on a CPU of the same
-    type with the same versions and techniques (`alike`); else the first epoch's training loss (relative) and the final accuracy (0 … 1)
-    less the stored ones, and whether events removed the same numbers.  `ok`: as it must be, or within tolerance where
-    that is allowed.
+    """Of a run trained again: whether its rows are the same bit for bit, as they must be on a CPU of the same type
+    with the same versions and techniques (`alike`); else the first epoch's training loss (relative) and the final
+    accuracy (0 … 1) less the stored ones, and whether events removed the same numbers.  `ok`: as it must be, or
+    within tolerance where that is allowed.
     """
 
     id: str

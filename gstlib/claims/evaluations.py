@@ -23,9 +23,9 @@ from gstlib.reading.text import RATIO, number, pooled
 MOST = 0.5  # C3: "recovers within a few epochs" is said of more than half of its events
 EXPONENTIAL_FIT = 0.95  # C7: R²; normally distributed weights, whose magnitudes are half-normal, reach .926
 NEAR_NORMAL = 0.1  # C18: a distance at which no tail's share is off by more than ten points
-_WORSE = "the gap closes by worse training: test accuracy falls"
 CHEAP = 100  # C19, per cent: events are epochs apart, so less than one training step an event is next to nothing
 
+_WORSE = "the gap closes by worse training: test accuracy falls"
 VGG11 = ("S r=4", "S r=40", "L r=40", "S r=4 l2")
 RESNET18 = VGG11[:3]
 PERIODS = (4, 20, 40, 60, 100)  # of Figure 4, the smallest rate first; 100 is the text's 30%
@@ -92,12 +92,12 @@ def _decile_slopes(t: pd.DataFrame, column: str, kind: str, number_of: int = 11)
 def larger_is_better(t: pd.DataFrame) -> Finding:
     parts, notes, worse = [], [], []
     for kind, name in (("weight", "single weights"), ("filter", "whole neurons")):
-        gap, accuracy = _decile_slopes(t, "gap", kind), part("", _decile_slopes(t, "accuracy", kind))
+        gap, accuracy = _decile_slopes(t, "gap", kind), t_interval(_decile_slopes(t, "accuracy", kind))
         rho = np.mean([stats.spearmanr(range(11), row).statistic for row in t["gap"][list(TENTHS[kind])].to_numpy()])
         parts.append(part(name, gap, "points a decile"))
-        worse += [name] * bool(parts[-1].found.low > 0 and accuracy.found.high < 0)
+        worse += [name] * bool(parts[-1].found.low > 0 and accuracy.high < 0)
         notes.append(f"{name}: rho {rho:.2f}, without D10 {t_interval(_decile_slopes(t, 'gap', kind, 10)):.2f}, "
-                     f"test accuracy {accuracy.found:.2f}")
+                     f"test accuracy {accuracy:.2f}")
     return decide(*parts, note="; ".join(notes), but=_WORSE + f" ({' and '.join(worse)})" if worse else "")
 
 
@@ -105,10 +105,10 @@ def matters_more(t: pd.DataFrame) -> Finding:
     def more(column, number_of=11):
         return _decile_slopes(t, column, "weight", number_of) - _decile_slopes(t, column, "filter", number_of)
 
-    gap, accuracy = (t_interval(more(column)) for column in ("gap", "accuracy"))
-    return decide(part("slope of single weights less slope of whole neurons", more("gap"), "points a decile"),
-                  note=f"without D10 {t_interval(more('gap', 10)):.2f}, test accuracy {accuracy:.2f}",
-                  but=_WORSE if gap.low > 0 and accuracy.high < 0 else "")
+    gap = part("slope of single weights less slope of whole neurons", more("gap"), "points a decile")
+    accuracy = t_interval(more("accuracy"))
+    return decide(gap, note=f"without D10 {t_interval(more('gap', 10)):.2f}, test accuracy {accuracy:.2f}",
+                  but=_WORSE if gap.found.low > 0 and accuracy.high < 0 else "")
 
 
 def magnitudes(t: pd.DataFrame) -> Finding:

@@ -91,9 +91,9 @@ def evaluate(store: Store, profile: str | None = None, data: str | None = None, 
     zero" (`unit`; logarithms are printed as ratios), confidence, n (complete seeds; C1g: configurations, C19:
     networks), runs, part (of several the one that decides, which these numbers are of), p, p_holm (over all claims
     that were run), smallest_effect (found with 80% power), seeds_needed (for the effect seen), why (what is missing
-    and the command that makes it), note (all parts), but (a reservation that must stand beside the verdict), command (makes what is missing, or as many seeds as an open
-    claim needs, up to `MOST`), verdict; small_scale (the verdict at `mini`, or at the reduced profile asked for)
-    and small_… for all of these; figure, statistic, test. Raises `InputError` for an unknown profile and mixed
+    and the command that makes it), note (all parts), but (a reservation that must stand beside the verdict), command
+    (makes what is missing, or as many seeds as an open claim needs, up to `MOST`), verdict; small_scale (the verdict
+    at `mini`, or at the reduced profile asked for) and small_… for all of these; figure, statistic, test. Raises `InputError` for an unknown profile and mixed
     data.
     """
     if profile is not None:

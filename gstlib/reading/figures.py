@@ -82,21 +82,31 @@ def with_legend(ax: Axes, columns: int = 2, of: Axes | None = None) -> Figure:
     return ax.figure
 
 
+def _same(value: float) -> float:
+    return value
+
+
+def _ten_to(value: float) -> float:
+    return 10.0**value
+
+
 def line(ax: Axes, points: pd.DataFrame, x: str, y: str, colour: str, label: str, confidence: float = 0.95,
-          bars: bool = False, **look) -> None:
-    """The mean over seeds with its pointwise t interval, a band or bars; the runs themselves where they are few."""
+         bars: bool = False, of=_same, **look) -> None:
+    """The mean over seeds with its pointwise t interval, a band or bars, through `of`; the runs themselves where they are
+    few."""
     points = points.groupby(["seed", x], as_index=False)[y].mean()  # layers struck after one epoch are no further seeds
     if points["seed"].nunique() < FEWEST:
         for number, (_, run) in enumerate(points.groupby("seed")):
-            ax.plot(run[x], run[y], color=colour, label=None if number else label, **look)
+            ax.plot(run[x], of(run[y]), color=colour, label=None if number else label, **look)
         return
     each = points.groupby(x)[y].agg(["mean", "std", "count"])
     half = half_width(each["std"], each["count"], confidence)
+    mean, low, high = of(each["mean"]), of(each["mean"] - half), of(each["mean"] + half)
     if bars:
-        ax.errorbar(each.index, each["mean"], half, color=colour, capsize=2, elinewidth=1.2, label=label, **look)
+        ax.errorbar(each.index, mean, (mean - low, high - mean), color=colour, capsize=2, elinewidth=1.2, label=label, **look)
     else:
-        ax.plot(each.index, each["mean"], color=colour, label=label, **look)
-        ax.fill_between(each.index, each["mean"] - half, each["mean"] + half, color=colour, alpha=0.18, linewidth=0)
+        ax.plot(each.index, mean, color=colour, label=label, **look)
+        ax.fill_between(each.index, low, high, color=colour, alpha=0.18, linewidth=0)
 
 
 def method_colour(printed: RunSpec) -> str:
@@ -296,14 +306,6 @@ def gains(rows: pd.DataFrame, names: dict[str, str]) -> Figure:
     return ax.figure
 
 
-def _same(value: float) -> float:
-    return value
-
-
-def _ten_to(value: float) -> float:
-    return 10.0**value
-
-
 def _by_tens(set_scale, axis, form) -> None:
     """Make an axis logarithmic, with ticks at 1, 2 and 5 of each ten."""
     set_scale("log")
@@ -368,7 +370,6 @@ def along_eigenvectors(study: Study, column: str) -> Figure:
     return with_legend(ax)
 
 
-_TIMES = [digit * 10.0**power for power in range(-3, 3) for digit in (1, 2, 5)]
 # small magnitudes dark, large ones bright
 _TARGETS = dict(zip(measures.DECILES, sns.color_palette("viridis_r", 13)[2:][::-1]))
 
@@ -427,14 +428,16 @@ def magnitude_deciles(rows: pd.DataFrame) -> Figure:
     `rows` as `measures.decile_magnitudes` gives them; a seed's mean over all targets counts once.  As in the claim, means
     are those of logarithms, in which the heights are.
     """
-    ax, rows = axes("tenth of the units present", "mean magnitude (fifth tenth = 1)"), rows.assign(log=np.log10(rows["relative"]))
+    ax = axes("tenth of the units present", "mean magnitude (fifth tenth = 1)", shares=False)
+    _by_tens(ax.set_yscale, ax.yaxis, "{x:g}")
+    rows = rows.assign(log=np.log10(rows["relative"]))
     for structure, name, colour, marker in (("weight", "single weights", _PURPLE, "o"),
                                             ("filter", "neurons (l2 norm)", _BLUE, "s")):
-        line(ax, rows[rows["structure"] == structure], "tenth", "log", colour, name, marker=marker, markersize=7)
+        line(ax, rows[rows["structure"] == structure], "tenth", "log", colour, name, of=_ten_to, marker=marker,
+             markersize=7)
     exponential = measures.exponential_deciles()
-    ax.plot(range(1, 11), np.log10(exponential / exponential[4]), color=_BLACK, linestyle=":", label="exponential distribution")
+    ax.plot(range(1, 11), exponential / exponential[4], color=_BLACK, linestyle=":", label="exponential distribution")
     ax.set_xticks(range(1, 11))
-    ax.yaxis.set(major_locator=FixedLocator(np.log10(_TIMES)), major_formatter=lambda log, _: f"{10**log:.2g}")
     return with_legend(ax)
 
 

@@ -152,8 +152,8 @@ def decile_magnitudes(events: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFram
 
     `mean`, and `relative`, the mean over that of the fifth.  Of D0 to D10 alone, as the claim has them.
     """
-    wide = magnitude_event(events[events["target"].isin(DECILES)], epochs).set_index([*KEYS, "structure"])[[f"decile_{k}" for k in range(10)]]
-    wide = wide.set_axis(range(1, 11), axis=1).rename_axis(columns="tenth")
+    wide = magnitude_event(events[events["target"].isin(DECILES)], epochs).set_index([*KEYS, "structure"])
+    wide = wide[[f"decile_{k}" for k in range(10)]].set_axis(range(1, 11), axis=1).rename_axis(columns="tenth")
     return pd.DataFrame({"mean": wide.stack(), "relative": wide.div(wide[FIFTH], axis=0).stack()}).reset_index()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 
 import numpy as np
@@ -82,15 +82,19 @@ def by_seed(study: Study, label: str, column: str) -> pd.Series:
 
 def distinct(study: Study) -> list[str]:
     """The configurations' labels, of those that mean one run at this profile the first."""
-    first: dict[str, str] = {}
-    for label in study.labels:
-        first.setdefault(study.spec(label).id, label)
-    return [*first.values()]
+    return _firsts(study.labels, lambda label: study.spec(label).id)
+
+
+def _firsts(each: Iterable, key: Callable) -> list:
+    found: dict = {}
+    for one in each:
+        found.setdefault(key(one), one)
+    return [*found.values()]
 
 
 def markdown_table(study: Study) -> str:
-    """One row a configuration (`distinct`): runs, events a run, means with 95% intervals (of the training loss the geometric one), the
-    share of events that lowered accuracy, and how many took nothing."""
+    """One row a configuration (`distinct`): runs, events a run, means with 95% intervals (of the training loss the
+    geometric one), the share of events that lowered accuracy, and how many took nothing."""
     rows = []
     for label in distinct(study):
         final, best, instability, loss = (by_seed(study, label, column) for column in (
@@ -123,10 +127,8 @@ def comparison(study: Study, pairs: Iterable[tuple[str, str]], column: str = "fi
     what, unit, form = ("ratio", RATIO, ".2f") if column.startswith("log_") else ("difference, points", "", "+.2f")
     rows = []
     # a profile may cut two configurations to one run
-    first: dict[tuple[str, ...], tuple[str, str]] = {}
-    for pair in pairs:
-        first.setdefault(tuple(study.spec(label).id if label in study.labels else label for label in pair), pair)
-    for pair in first.values():
+    for pair in _firsts(pairs, lambda pair: tuple(
+            study.spec(label).id if label in study.labels else label for label in pair)):
         a, b = (by_seed(study, label, column) for label in pair)
         found = t_interval((a - b).dropna())
         shown = number(*found[:3], unit, form=form) if found.n else "not run"

@@ -39,6 +39,16 @@ def places(study: Study) -> pd.DataFrame:
     return each.merge(found, on="label").assign(back=lambda r: r["label"].map(back))
 
 
+def maps(study: Study) -> dict[str, Study]:
+    """What each map shows, by what lies along it: "width" at the profile's own images, "images" at its own width, for the
+    steps between events at which images vary."""
+    of, own = {label: study.spec(label) for label in study.labels}, study.spec("none")
+    steps = {label: (spec.data.train_size or _WHOLE) / spec.optimiser.batch_size for label, spec in of.items()}
+    varied = {steps[label] for label, spec in of.items() if spec.data != own.data}
+    return {"width": study.restrict(label for label, spec in of.items() if spec.data == own.data),
+            "images": study.restrict(label for label, spec in of.items() if spec.model == own.model and steps[label] in varied)}
+
+
 def gain_map(rows: pd.DataFrame, x: str) -> Figure:
     """Where pruning helps and where it hurts: gain by `x` ("width" or "images") and the steps between two events.
 

@@ -30,9 +30,10 @@ def _profile(args) -> str:
 
 
 def _figures(args) -> list[str]:
-    if "all" in args.figures and len(args.figures) > 1:
+    if "all" in args.figures and {*args.figures} != {"all"}:
         raise InputError("'all' stands for every figure; name it alone")
-    return experiments.every(_profile(args), args.data) if args.figures in ([], ["all"]) else args.figures
+    named = list(dict.fromkeys(args.figures))
+    return experiments.every(_profile(args), args.data) if named in ([], ["all"]) else named
 
 
 def _check_campaign(args) -> None:

@@ -65,9 +65,11 @@ def gradients(model: nn.Module, x: Tensor, y: Tensor, chunk: int = 8) -> tuple[T
 
 def hessian(model: nn.Module, x: Tensor, y: Tensor) -> LinearOperator:
     """The Hessian of the mean loss as an operator on NumPy vectors (parameters,); no matrix is formed: the gradient's
-    graph is kept, so that a product is a single backward pass through that.
+    graph is kept, so that a product is a single backward pass through that.  Raises `InputError` for bf16 and half.
     """
     with _evaluating(model) as parameters, torch.enable_grad():
+        if kinds := {p.dtype for p in parameters.values()} - {torch.float32, torch.float64}:
+            raise InputError(f"in {kinds.pop()} a curvature is rounding; take it of model.float()")
         leaves = [p.requires_grad_() for p in parameters.values()]
         loss = _losses(model, parameters, x, y).mean()
         gradient = _flat(torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True))

@@ -53,6 +53,8 @@ class Pruner:
         if structure == "weight" and score == "ebn":
             score = "magnitude"
         check_method(target, score, structure, effect, batches)
+        if not isinstance(schedule, Schedule):
+            raise InputError(f"schedule must be a gstlib.Schedule, not {plain(repr(schedule))}")
         if schedule.scratch and "activation" in masking.needs(score):
             raise InputError(f"score {score!r} is taken in training, and nothing is trained before the first step")
         self.schedule, self.target = schedule, target

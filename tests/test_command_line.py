@@ -110,7 +110,7 @@ def test_figures_share_their_runs(filled, results, capsys):
 
 
 def test_list_names_every_run(results, capsys):
-    command = ["list", "figure1-vgg11", "figure3", "--profile", "tiny", "--seeds", "0,7", "--results", str(results)]
+    command = ["list", "figure1-vgg11", "figure3", "figure3", "--profile", "tiny", "--seeds", "0,7", "--results", str(results)]
     assert main([*command, "--json"]) == 0
     rows = printed(capsys)
     assert len(rows) == 2 * (5 + 7) and not any(row["stored"] for row in rows)

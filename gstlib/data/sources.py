@@ -323,7 +323,8 @@ def _decode_tree(root: Path, shown: Path) -> list[np.ndarray]:
         except FileNotFoundError as error:
             raise InputError(f"data {shown}, {part}: a class is empty ({error})") from error
         pixels = np.empty((len(found), 3, SIDE, SIDE), np.uint8)
-        bar = tqdm(found, desc=f"decoding {part}", unit="image", leave=False, mininterval=1)
+        bar = tqdm(found, desc=f"decoding {part}", unit="image", leave=False, mininterval=1,
+                   disable=None)  # no bar in a file
         for index, (file, _) in enumerate(bar):
             pixels[index] = _decode(Path(file), shown=shown / Path(file).relative_to(root))
         arrays += [pixels, np.asarray([label for _, label in found], np.int64)]

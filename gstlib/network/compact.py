@@ -43,7 +43,7 @@ def torch_pruning():
     try:
         import torch_pruning as package
     except ImportError as error:
-        raise InputError("a compact network needs torch-pruning: pip install 'gstlib[compact]'") from error
+        raise InputError("a compact network needs torch-pruning: in the checkout pip install -e '.[compact]'") from error
     return package
 
 
@@ -71,7 +71,7 @@ class Compaction:
             plain.eval()
             bare = copy.deepcopy(plain).cpu()  # without the owner's hooks
         trials = []
-        for tensors, inputs in self.around.trials:
+        for tensors, inputs in self.around.louder:
             network = copy.deepcopy(bare)
             with torch.no_grad():
                 for name, x in (*network.named_parameters(), *network.named_buffers()):

@@ -156,7 +156,7 @@ def _same_outputs(around: Surroundings, zeros: _Zeros) -> bool:
     model = around.model
     masks = {name: buffer.cpu() for name, buffer in model.named_buffers()
              if name.split(".")[-1].startswith(("removed_", "silent_"))}
-    for tensors, inputs in around.trials:
+    for tensors, inputs in around.louder:
         plain = {name: tensor.masked_fill(zeros.entries[name], 0) if name in zeros.entries else tensor
                  for name, tensor in tensors.items()}
         for training in (False, True):

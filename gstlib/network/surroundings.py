@@ -311,6 +311,14 @@ class Surroundings:
             usual = tuple(torch.randn_like(x) if self._example is None and x.is_floating_point() else x for x in inputs)
         return [(self.tensors, inputs), (own, usual)]
 
+    @property
+    def louder(self) -> list[tuple[dict[str, torch.Tensor], tuple]]:
+        """`trials` and loud inputs: what channels tell each other through sums of squares (LocalResponseNorm) is lost in
+        rounding among small numbers."""
+        tensors, inputs = self.trials[-1]
+        return [*self.trials, (tensors, tuple(30 * x if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+                                              for x in inputs))]
+
     def _guess(self, holder: fx.Node, size: int) -> torch.Tensor:
         graph = self.graphs[0]
         for node in graph.nodes:

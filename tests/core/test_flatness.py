@@ -206,6 +206,8 @@ def test_a_loss_without_curvature_is_refused(scale):
         model.weight.copy_(scale * torch.tensor([[1.0] * 4, [-1.0] * 4]))
     with pytest.raises(InputError, match="no finite curvature"):
         flatness.leading(flatness.hessian(model, x, torch.zeros(3).long()), 1)
+    with pytest.raises(InputError, match="bfloat16 a curvature is rounding"):
+        flatness.hessian(model.bfloat16(), x.bfloat16(), torch.zeros(3).long())
 
 
 def test_small_maps_on_a_cpu_have_a_second_derivative():

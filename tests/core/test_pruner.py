@@ -279,6 +279,7 @@ class Sums(nn.Module):
     ({"layers": ["conv2"]}, "2 layers, but 1"),
     ({"layers": ["conv2", "conv2"]}, "twice"),
     ({"schedule": Schedule((0,) * 4, (1,) * 4, (0.5,) * 4, 1)}, "4 layers, but only 2"),
+    ({"schedule": (0, 4, 0.5, 1)}, "gstlib.Schedule, not .0, 4"),
     ({"target": "M"}, "target"),
     ({"score": "l3"}, "score"),
     ({"score": "magnitude"}, "score"),

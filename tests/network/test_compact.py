@@ -51,6 +51,16 @@ def test_compact_networks_of_torchvision_are_smaller_with_equal_outputs(build):
     assert (made.cut, made.left) == ((units - 256, 256) if build is resnet18 else (units, 0))
 
 
+@pytest.mark.parametrize("alpha", [1e-4, 1e-3])
+def test_nothing_is_cut_where_channels_hear_each_others_squares(alpha):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.LocalResponseNorm(5, alpha), nn.Conv2d(8, 8, 3), nn.ReLU(),
+                          nn.Flatten(), nn.Linear(128, 5)).eval()
+    made, x = struck(model, "0", "2").finish(compact=True), 100 * torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(made.model(x), model(x), rtol=1e-4, atol=1e-4)
+    assert (made.cut, made.left) == (4, 4)
+
+
 @pytest.mark.parametrize("example", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_a_network_of_any_precision_is_cut_in_that(dtype, example):
@@ -195,6 +205,6 @@ def test_without_torch_pruning_one_sentence_says_what_to_install_and_nothing_cha
             raise ImportError(name)
         return real(name, *rest)
     monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(InputError, match=r"pip install 'gstlib\[compact\]'"):
+    with pytest.raises(InputError, match=r"pip install -e '\.\[compact\]'"):
         pruner.finish(compact=True)
     assert state.keys() == model.state_dict().keys() and all(torch.equal(state[k], v) for k, v in model.state_dict().items())

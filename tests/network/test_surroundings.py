@@ -536,9 +536,12 @@ def test_a_layer_of_one_filter_is_read_by_the_next_layer():
     # invented numbers would be infinite here, and in the second never where the norm hears the difference
     (lambda s, x: torch.exp(99 * s.conv(x)), True),
     (lambda s, x: F.normalize(F.threshold(s.bn(s.conv(x)), 0.1, 0.3), dim=1), False),
+    # nor where it hears it among loud ones alone
+    (lambda s, x: s.norm(s.conv(F.relu(s.first(x))) + x), False),
 ])
 def test_a_plain_network_is_compared_on_the_networks_own_numbers(way, possible):
-    model = shaken(among(way, bn=nn.BatchNorm2d(8, affine=False))).eval()
+    model = shaken(among(way, bn=nn.BatchNorm2d(8, affine=False), first=nn.Conv2d(8, 8, 1),
+                         norm=nn.LocalResponseNorm(5, 1e-5))).eval()
     pruner, x = Pruner(model, HALF, ["2.conv"], score="l2"), torch.randn(4, 3, 8, 8)
     with torch.no_grad():
         model[2].conv.weight *= 1e-2

@@ -53,7 +53,7 @@ def run_spec(profile: Profile, data: DataSpec, seed: int, model: str, *, pruning
     trained = OptimiserSpec(batch_size=at.batch_size, epochs=rounded(epochs, at.divisor), decay=profile.decay,
                             milestones=tuple(rounded(m, at.divisor) for m in milestones), **(optimiser or {}))
     data = dataclasses.replace(data, train_size=at_least(at.train_size, data.classes),
-                               test_size=at.test_size or data.test_size)
+                               test_size=at_least(at.test_size, data.classes) or data.test_size)
     return RunSpec(data, ModelSpec(model, at.width), trained, pruning, seed, profile.precision, profile.channels_last,
                    profile.test_every, **fields)
 

@@ -253,6 +253,13 @@ def test_mini_s_networks_have_sizes_of_their_own():
     assert runs("figure2", "quarter") == runs("figure2", "paper")
 
 
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_figure_has_an_image_of_each_of_many_classes(profile):
+    data = experiments.data_spec(experiments.profile(profile), "cifar100", "f" * 64, 100)
+    for figure in EXPERIMENTS.values():
+        assert all((run.spec.data.test_size or 100) >= 100 for run in figure.runs(experiments.profile(profile), data, [0]))
+
+
 def test_data_spec_takes_the_profile_s_share():
     data = experiments.data_spec(experiments.profile("mini"), "cifar10-folder", "f" * 64, 7)
     assert data == DataSpec("cifar10-folder", "f" * 64, 7, 1024, 4000, False)

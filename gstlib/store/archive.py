@@ -24,7 +24,7 @@ def export(store: Store, place: str | os.PathLike, ids: Iterable[str] | None = N
     where `place` cannot be written, or lies among the stored runs.
     """
     place, packed = Path(place), []
-    if store.folder.resolve() in place.resolve().parents:
+    if Path(os.path.realpath(store.folder)) in Path(os.path.realpath(place)).parents:
         raise InputError(f"an archive at {place} would lie among the stored runs; name another place")
 
     def write(file) -> None:

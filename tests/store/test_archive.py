@@ -61,11 +61,14 @@ def test_other_rows_of_a_stored_run_are_refused(archive, other, column, refused)
     assert other.read(spec().id).tables["epoch"][column][0] == 9.0
 
 
-@pytest.mark.parametrize("kind", ["device", "link to a device", "pipe", "run", "run elsewhere", "among the runs", "below a file"])
+@pytest.mark.parametrize("kind", ["device", "link to a device", "pipe", "run", "run elsewhere", "among the runs", "below a file",
+                                  "link to itself", "below a link to itself"])
 def test_an_archive_is_a_new_or_regular_file_outside_the_runs(filled, tmp_path, kind):  # noqa: F811
     place = {"run": filled.file(spec().id), "run elsewhere": tmp_path / f"{spec().id}.parquet", "among the runs": filled.path / ".." / "results" / "runs" / "a.zip",
-             "below a file": tmp_path / "file" / "runs.zip"}.get(kind, tmp_path / "place")
+             "below a file": tmp_path / "file" / "runs.zip", "below a link to itself": tmp_path / "loop" / "runs.zip",
+             "link to itself": tmp_path / "loop"}.get(kind, tmp_path / "place")
     (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
     if kind == "device":
         place = tmp_path / "null"
         try:
@@ -77,7 +80,7 @@ def test_an_archive_is_a_new_or_regular_file_outside_the_runs(filled, tmp_path, 
     elif kind == "link to a device":
         place.symlink_to("/dev/null")
     before = sorted((p, p.lstat().st_mode, p.lstat().st_ino) for p in tmp_path.rglob("*"))
-    with pytest.raises(InputError, match="no regular file|stored run|Not a directory") as caught:
+    with pytest.raises(InputError, match="no regular file|stored run|Not a directory|levels of symbolic") as caught:
         export(filled, place)
     assert "\n" not in str(caught.value)
     assert sorted((p, p.lstat().st_mode, p.lstat().st_ino) for p in tmp_path.rglob("*")) == before

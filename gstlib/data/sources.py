@@ -240,7 +240,7 @@ def _published(kind: str, root: Path, download: bool) -> list[np.ndarray]:
 def _folder(path: Path, key: str | None) -> list[np.ndarray]:
     """Images from a tree or an archive of one, through the cache of decoded arrays."""
     cached = identity.kept(key or "none", "npz")
-    if cached.exists():
+    if os.path.exists(cached):  # also where no path can be like this
         try:
             with np.load(cached, allow_pickle=False) as arrays:
                 return [arrays[name] for name in _PARTS]

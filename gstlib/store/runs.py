@@ -250,6 +250,8 @@ def parse(content: bytes, place: Path | str, run_id: str, rows: bool = True) -> 
                               "alone; read it with the gstlib that wrote it")
         spec, about, texts = (head[f"gstlib.{name}"] for name in ("spec", "provenance", "texts"))
         columns = _columns(file, content, json.loads(texts)) if rows else {}
+        # the name of a folder of images, which its title has, may hold bytes that are no text
+        about = json.dumps(json.loads(about), ensure_ascii=False).encode(errors="replace")
         run = Run(*_described(run_id, spec, json.loads(about)), _tables(columns))
         if rows:
             _check(run.spec, columns)
@@ -273,8 +275,9 @@ def _described(run_id: str, spec: str, about: dict) -> tuple[RunSpec, dict]:
         raise ValueError(f"it holds run {found}")
     if not all(isinstance(about.get(name), str) for name in _ABOUT):
         raise ValueError("its provenance does not say " + ", ".join(_ABOUT))
-    if not (isinstance(about.get("versions", {}), dict) and 0 <= about.get("seconds", 0) < np.inf):
-        raise ValueError("its provenance has impossible versions or seconds")
+    if not (isinstance(about.get("versions", {}), dict) and 0 <= about.get("seconds", 0) < np.inf
+            and isinstance(about.get("instructions", ""), str) and all(type(n) is int for n in about.get("images", ()))):
+        raise ValueError("its provenance has impossible versions, seconds, instructions or images")
     try:
         known = RunSpec.from_json(spec)
         if known.semantics > SEMANTICS:
@@ -323,7 +326,7 @@ def _columns(file: pq.ParquetFile, content: bytes, texts: dict[str, list[str]]) 
     # ends the process
     if not ({field.type for field in file.schema_arrow} <= {pa.int64(), pa.float64()}
             and all(f"{name}\x15\0".encode() in content[-meta.serialized_size - 8:] for name in file.schema_arrow.names)
-            and all(isinstance(text, str) and len(text) <= _TEXT for names in texts.values() for text in names)):
+            and all(isinstance(text, str) and text.isprintable() and len(text) <= _TEXT for names in texts.values() for text in names)):
         raise ValueError("it has columns of other kinds than a run's")
     read = file.read(use_threads=False)
     columns = {key: values.drop_null().to_numpy() for key, values in zip(read.column_names, read.columns)}

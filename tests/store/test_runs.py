@@ -257,9 +257,16 @@ def test_a_run_of_today_has_one_final_row(tmp_path):
 
 def test_provenance_says_what_readers_rely_on(tmp_path):
     for about in ({**PROVENANCE, "device": 3}, {**PROVENANCE, "versions": ["torch"]}, {**PROVENANCE, "seconds": math.inf},
+                  {**PROVENANCE, "instructions": ["AVX2"]}, {**PROVENANCE, "images": [[9], [9]]},
                   {k: v for k, v in PROVENANCE.items() if k != "commit"}):
         with pytest.raises(InputError, match="cannot be stored.*provenance"):
             Store(tmp_path).write(spec(), about, tables())
+
+
+def test_the_name_of_a_folder_that_is_no_text_is_read_as_one(tmp_path):
+    store = Store(tmp_path)
+    store.write(spec(), {**PROVENANCE, "data_title": "images from \u00e9\udcff"}, tables())
+    assert store.read(spec().id).provenance["data_title"] == "images from \u00e9?"
 
 
 # ---------------------------------------------------------------- damaged, newer, foreign
@@ -300,6 +307,7 @@ def test_a_flipped_byte_and_a_cut_are_detected(filled):
 @pytest.mark.parametrize("meta", [
     {"schema": None}, {"spec": None}, {"texts": b"{}"}, {"provenance": b"[]"}, {"spec": spec(1).to_json().encode()},
     {"spec": b"{}"}, {"provenance": b"[" * 50_000}, {"provenance": b"\xff"}, {"texts": b'{"event.layer": ["conv7"]}'},
+    {"texts": b'{"event.layer": ["conv7", "conv8"], "histogram.layer": ["\\udcff"]}'},
 ])
 def test_a_head_that_is_no_run_s_is_damage(filled, meta):
     rewrite(filled, **meta)

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from contextlib import redirect_stderr, suppress
 from pathlib import Path
 
@@ -299,9 +300,11 @@ def main(argv: list[str] | None = None) -> int:
         except OSError as error:
             with suppress(OSError):  # what is left to be written would fail again at the end
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            if isinstance(error, BrokenPipeError):
+            # `print` has no frame of its own, and nothing else here raises one
+            printing = traceback.extract_tb(error.__traceback__)[-1].filename == __file__
+            if printing and isinstance(error, BrokenPipeError):
                 return 128 + signal.SIGPIPE
-            said = error if error.filename else f"standard output cannot be written: {error.strerror}"
+            said = f"standard output cannot be written: {error.strerror}" if printing else error
             print(f"gstlib: {plain(said, 5000)}", file=sys.stderr)
             return 2 if error.filename else 1
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -468,6 +469,13 @@ def test_a_full_disk_behind_standard_output_is_told(filled, results):
         done = subprocess.run([sys.executable, "-m", "gstlib", "verify", "--results", str(results)], cwd=ROOT,
                               stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "No space left" in done.stderr
+
+
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), BrokenPipeError(32, "Broken pipe")])
+def test_what_fails_elsewhere_is_not_laid_on_standard_output(filled, results, capsys, monkeypatch, error):
+    monkeypatch.setattr(Store, "ids", mock.Mock(side_effect=error))
+    assert main(["verify", "--results", str(results)]) == 1
+    assert capsys.readouterr() == ("", f"gstlib: {error}\n")
 
 
 RUN = """

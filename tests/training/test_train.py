@@ -2,6 +2,7 @@ import dataclasses
 import math
 import os
 import socket
+import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from gstlib.errors import InputError
 from gstlib.pruner import Pruner
 from gstlib.pruning import Schedule
 from gstlib.spec import DataSpec, FlatnessSpec, ModelSpec, OptimiserSpec, PruningSpec
-from gstlib.training import train
+from gstlib.training import provenance, train
 from gstlib.training.engine import Engine, Replica, pick_device
 from gstlib.training.measures import bn_histogram, measure_flatness
 
@@ -387,6 +388,17 @@ def test_provenance_names_data_and_versions_but_no_place(digits, tiny_spec, monk
     assert about["versions"]["torch"] == version("torch") and about["seconds"] > 0
     for place in (socket.gethostname(), os.getcwd(), str(Path.home()), str(Path(gstlib.__file__).parent)):
         assert place not in repr(about)
+
+
+def test_the_commit_of_a_repository_that_gstlib_is_merely_installed_in_is_not_its_own(tmp_path, monkeypatch):
+    monkeypatch.delenv("GSTLIB_COMMIT", raising=False)
+    place = tmp_path / "env" / "gstlib" / "training" / "provenance.py"
+    place.parent.mkdir(parents=True)
+    place.write_text("")
+    monkeypatch.setattr(provenance, "__file__", str(place))
+    for words in (["init"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "--allow-empty", "-m", "other"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True, capture_output=True)
+    assert provenance.commit() == "unknown"
 
 
 def replica(digits, tiny_spec, name="vgg11", **fields) -> Replica:

@@ -23,6 +23,7 @@ import torch
 
 from gstlib.errors import InputError, plain, say
 from gstlib.files import write_whole
+from gstlib.training.provenance import processor
 
 SCHEMA = 1
 _HEADER, _LARGEST = 4096, 2**31  # bytes that the first line and the file may have at most; VGG19's has 2**28
@@ -42,9 +43,9 @@ def code() -> str:
 class Checkpoints:
     """The checkpoints under `folder`, for runs on a device of type `device`; `every`: seconds between two of a run.
 
-    A checkpoint of other code, another torch or another type of device is
-    passed over, and so is, with a message, one that is not as it was written:
-    a run is wholly of one kind or it is begun anew.
+    A checkpoint of other code, another torch, another type of device or of CPU
+    is passed over, and so is, with a message, one that is not as it was
+    written: a run is wholly of one kind or it is begun anew.
     """
 
     def __init__(self, folder: str | os.PathLike, device: str, every: float = 300.0):
@@ -54,6 +55,8 @@ class Checkpoints:
         self._failing = False
         self._told: set[tuple[str, str]] = set()
         self.kind = {"code": code(), "torch": version("torch"), "device": device}
+        if device == "cpu":
+            self.kind["processor"] = ", ".join(processor(torch.device(device)).values())
 
     def file(self, run_id: str) -> Path:
         """Where the checkpoint of `run_id` is kept."""

@@ -196,6 +196,13 @@ def test_another_kind_of_checkpoint_is_not_mixed_in(kept, change, capsys):
     assert f"another {change}" in capsys.readouterr().err
 
 
+def test_a_run_that_another_kind_of_cpu_began_is_begun_anew(kept, monkeypatch, capsys):
+    checkpoints, spec = kept
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "another")
+    assert Checkpoints(checkpoints.folder, "cpu").position(spec.id) == (0, 0) and checkpoints.position(spec.id) == (1, 1)
+    assert "another processor" in capsys.readouterr().err
+
+
 def test_a_newer_schema_is_left_alone(kept, capsys):
     checkpoints, spec = kept
     place = checkpoints.file(spec.id)

@@ -21,7 +21,7 @@ def write_whole(place: Path, write: Callable[[IO[bytes]], object]) -> None:
     """
     if os.path.lexists(place) and not stat.S_ISREG(place.lstat().st_mode):
         raise FileExistsError(17, "something is there that is no regular file", str(place))
-    handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}-", suffix=".tmp")
+    handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name[:50]}-", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)

@@ -20,6 +20,12 @@ def test_a_file_appears_whole_and_readable_by_others(tmp_path, there):
     assert stat.S_IMODE(place.stat().st_mode) == 0o644
 
 
+@pytest.mark.parametrize("name", ["a" * 255, "\u00e9" * 127, "\U0001f600" * 63])
+def test_a_file_may_have_the_longest_name_that_a_file_can_have(tmp_path, name):
+    files.write_whole(tmp_path / name, lambda file: file.write(b"new"))
+    assert [place.name for place in tmp_path.iterdir()] == [name]
+
+
 @pytest.mark.parametrize("call", ["fsync", "chmod", "replace", "write"])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_what_fails_changes_nothing(tmp_path, monkeypatch, call, error):

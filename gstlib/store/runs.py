@@ -374,8 +374,9 @@ def _check(spec: RunSpec, columns: dict[str, np.ndarray]) -> None:
     counts = zip(*(column(f"event.{name}") for name in ("removed", "removed_total", "units")))
     if any(not now <= so_far <= units for now, so_far, units in counts):
         raise ValueError("its events remove more units than there are")
-    if not set(column("histogram.epoch")) <= {-1, *epochs}:
-        raise ValueError("its histograms are of epochs that it does not have")
+    seen = {*column("histogram.epoch")}  # none in a network without batch normalisation
+    if not seen <= {-1, *epochs} or "bn-histogram" in spec.measures and seen not in (set(), {-1, epochs[-1]}):
+        raise ValueError("its histograms are of epochs that it does not have, or not from before and after training")
     how, measured = spec.flatness, "flatness" in spec.measures
     asked = [(spec.flatness_epoch, how.images, how.hessian_images)] if measured else []
     if asked != list(zip(*(column(f"flatness.{name}") for name in ("epoch", "images", "hessian_images")))):

@@ -247,6 +247,17 @@ def test_a_run_whose_flatness_was_not_asked_for_has_none(tmp_path):
         Store(tmp_path).write(spec(), PROVENANCE, with_flatness())
 
 
+@pytest.mark.parametrize("measured", [[-1], [3], [-1, 2], [-1, 2, 3]])
+def test_histograms_are_from_before_and_after_training(tmp_path, measured):
+    asked, rows = dataclasses.replace(spec(), measures=("bn-histogram",)), tables()
+    for epochs in ((), (-1, 3)):
+        Store(tmp_path / str(len(epochs))).write(asked, PROVENANCE, rows | {
+            "histogram": [bar | {"epoch": epoch} for epoch in epochs for bar in rows["histogram"]]})
+    with pytest.raises(InputError, match="cannot be stored: its histograms"):
+        Store(tmp_path / "bad").write(asked, PROVENANCE, rows | {
+            "histogram": [bar | {"epoch": epoch} for epoch in measured for bar in rows["histogram"]]})
+
+
 def test_a_run_of_today_has_one_final_row(tmp_path):
     today = RunSpec(spec().data, spec().model, spec().optimiser, spec().pruning, semantics=2, test_every=3)
     rows = tables()

@@ -438,7 +438,8 @@ class _Walk:
     def told(self, node: fx.Node, values) -> bool:
         """Whether `node`'s value changes with the network's input, and is not `ones_like` or the like of it."""
         sources = self.graph.data & set(node.all_input_nodes)
-        if not sources or node.op == "call_module":
+        # what a comparison says of these numbers, and of NaN, it need not say of others
+        if not sources or node.op == "call_module" or any(t.dtype == torch.bool for t in _tensors(values.get(node))):
             return bool(sources)
 
         def other(s: fx.Node):
@@ -562,22 +563,33 @@ class _Walk:
         return y, [t.isnan() for t in _tensors(y)]
 
     def probe(self, others, touched):
-        """Labels of the output, by the binary digits of the units whose NaN, or else whose 0, changes it."""
+        """Labels of the output, by the binary digits of the units whose NaN, or else another extreme, changes it."""
         before = [label for s in self.fresh if s in self.labels for label in _tensors(self.labels[s])]
         digits = max(int(label.max()) for label in before).bit_length()
-        base = _tensors(self.evaluate(lambda v, l, _: v.clone()))
-        for other in (float("nan"), 0.0):  # a comparison takes no notice of NaN
-            labels = [torch.zeros(y.shape, dtype=torch.int64) for y in base]
-            single = [torch.ones(y.shape, dtype=torch.bool) for y in base]
-            reached = [torch.zeros(y.shape, dtype=torch.bool) for y in base]
+        units = torch.cat([label[label > 0] for label in before]).unique()
+
+        def changed(tries, bases, digit, bit):
+            """Which entries any of `tries` changes when it is done to the units with this binary digit."""
+            found = [[(y != x) & ((y == y) | (x == x)) for x, y in zip(base, _tensors(self.evaluate(
+                lambda v, l, _: _unlike(v, (l > 0) & ((l >> digit & 1) == bit), other), beside=beside)))]
+                for base, (other, beside) in zip(bases, tries)]
+            return [torch.stack(each).any(0) for each in zip(*found)]
+
+        # comparisons take no notice of NaN, nor all of them of 0, and a choice none of what others do not choose
+        for tries in ([(float("nan"), torch.clone)],
+                      [*itertools.product(map(float, ("nan", "0", "inf", "-inf")), (torch.clone, _opposite))]):
+            bases = [_tensors(self.evaluate(lambda v, l, _: v.clone(), beside=beside)) for _, beside in tries]
+            labels = [torch.zeros(y.shape, dtype=torch.int64) for y in bases[0]]
+            single = [torch.ones(y.shape, dtype=torch.bool) for y in bases[0]]
+            reached = [torch.zeros(y.shape, dtype=torch.bool) for y in bases[0]]
             for digit in range(digits):
-                on, off = ([y != x for x, y in zip(base, _tensors(self.evaluate(lambda v, l, _, d=digit, b=bit: _unlike(
-                    v, (l > 0) & ((l >> d & 1) == b), other))))] for bit in (1, 0))
+                on, off = (changed(tries, bases, digit, bit) for bit in (1, 0))
                 for i in range(len(labels)):
                     labels[i] |= on[i].long() << digit
                     single[i] &= on[i] != off[i]
                     reached[i] |= on[i] | off[i]
-            if any(r.any() for r in reached):
+            if torch.isin(units, torch.cat([label[s] for label, s in zip(labels, single)])).all() or any(
+                    (r & ~s).any() for r, s in zip(reached, single)):
                 break
         blurred = [r & ~s for r, s in zip(reached, single)]
         if any(b.any() for b in blurred):

@@ -184,6 +184,9 @@ def test_no_norm_or_activation_gives_a_removed_filter_a_value_back(tail, trainin
     # constants in a tensor's shape are no other layer's doing, nor is noise
     lambda s, x: torch.lerp(s.conv(x), torch.ones_like(s.conv(x)), 0.3), lambda s, x: 1.0 * torch.ones_like(x) - s.conv(x),
     lambda s, x: torch.logaddexp(s.conv(x), x.new_zeros(x.shape)), lambda s, x: s.conv(x) + torch.randn_like(x),
+    # what no number that was tried comes near: thresholds, and choices that others make
+    lambda s, x: s.bn((s.conv(x) > 3).float()), lambda s, x: s.bn(torch.where(s.conv(x) > 3, s.conv(x), 0.0)),
+    lambda s, x: torch.where(s.other(x) < 0.2, s.conv(x), 0.3), lambda s, x: s.conv(x).masked_fill(x == 0, 0.5),
 ])
 def test_functions_are_judged_as_modules_are(way):
     model = shaken(among(way))
@@ -299,6 +302,7 @@ def changed(how):
     (lambda s, x: torch.clamp(s.conv(x), max=s.other(x)), "'linear' reads"),
     (lambda s, x: (s.conv(x) > s.other(x)).float(), "'linear' reads"),
     (lambda s, x: torch.where(s.other(x) > -5, s.conv(x), s.other(x)), "'linear' reads"),
+    (lambda s, x: torch.where(s.other(x) > 5, s.conv(x), s.other(x)), "'linear' reads"),
     (changed(lambda y, z: y.add_(z)), "'add_' changes 'conv' in place"),
     (changed(lambda y, z: y[:, :4].copy_(z[:, :4])), "'copy_' changes 'getitem' in place"),
     (changed(lambda y, z: torch.sigmoid_(y)), "'sigmoid_' changes 'conv' in place"),

@@ -313,11 +313,11 @@ class Surroundings:
 
     @property
     def louder(self) -> list[tuple[dict[str, torch.Tensor], tuple]]:
-        """`trials` and loud inputs: what channels tell each other through sums of squares (LocalResponseNorm) is lost in
-        rounding among small numbers."""
+        """`trials` and loud and quiet inputs: what channels tell each other through sums of squares (LocalResponseNorm)
+        is lost in rounding among small numbers, what stands for 0 (a clamp at 1e-6) among usual ones."""
         tensors, inputs = self.trials[-1]
-        return [*self.trials, (tensors, tuple(30 * x if isinstance(x, torch.Tensor) and x.is_floating_point() else x
-                                              for x in inputs))]
+        return [*self.trials, *((tensors, tuple(
+            factor * x if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in inputs)) for factor in (30, 1e-3))]
 
     def _guess(self, holder: fx.Node, size: int) -> torch.Tensor:
         graph = self.graphs[0]

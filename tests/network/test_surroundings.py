@@ -84,6 +84,17 @@ def among(way, **parts) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), Block(way, **parts), nn.Flatten(), nn.Linear(512, 3))
 
 
+class Apart(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way = way
+
+    def forward(self, x):
+        return self.way(x)
+
+
 class Outermost(nn.Module):
     """The same parts in the network's own forward pass, which no hook can end early."""
 
@@ -558,6 +569,16 @@ def test_a_plain_network_is_compared_on_the_networks_own_numbers(way, possible):
         with pytest.raises(InputError, match="no plain network"):
             pruner.finish()
         assert torch.equal(model(x), before)
+
+
+@pytest.mark.parametrize("way", [lambda x: torch.sqrt(x * x + 1e-12), lambda x: x.clamp(min=1e-6).pow(3)])
+def test_what_stands_for_0_in_a_plain_network_is_heard_at_no_scale(way):
+    model = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), Apart(way), nn.Conv2d(8, 8, 1, bias=False), nn.Flatten(),
+                          nn.Linear(512, 3, bias=False)).eval()
+    pruner, x = Pruner(model, HALF, ["0"], score="l2"), 1e-5 * torch.randn(4, 3, 8, 8)
+    pruner.epoch(0, lambda: 0.0)
+    before = model(x)
+    torch.testing.assert_close(pruner.finish()(x), before, rtol=1e-5, atol=0)
 
 
 def test_a_layer_of_which_a_part_joins_the_sum_loses_that_part():

@@ -118,8 +118,9 @@ def check_layer(around: Surroundings, name: str, structure: str, score: str, eff
         raise InputError(f"layer {name!r} has complex weights, for which no score and no mask is made")
     if isinstance(module, nn.modules.conv._ConvTransposeNd) and module.groups > 1:
         raise InputError(f"layer {name!r} is a transposed convolution in groups, which cannot be pruned")
+    places = [p.data_ptr() or id(p) for p in module._parameters.values() if p is not None]  # also of what is tied by .data
     sharing = [other for other, m in model.named_modules() if m is not module
-               and any(p is q for p in m._parameters.values() if p is not None for q in module._parameters.values())]
+               and any((p.data_ptr() or id(p)) in places for p in m._parameters.values() if p is not None)]
     if sharing or any(node.op == "get_attr" and node.target.startswith(f"{name}.") for node in around.graphs[0].nodes):
         raise InputError(f"layer {name!r} shares its parameters with {sharing[0] if sharing else 'the forward pass'!r}, "
                          "where they would not be pruned")

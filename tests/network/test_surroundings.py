@@ -349,9 +349,13 @@ def test_weights_that_are_computed_are_refused_by_name(spoil):
     assert set(model.state_dict()) == before
 
 
-def test_shared_weights_are_refused_by_name():
+@pytest.mark.parametrize("by_data", [True, False])
+def test_shared_weights_are_refused_by_name(by_data):
     model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.Flatten(), nn.Linear(192, 2))
-    model[1].weight = model[0].weight
+    if by_data:
+        model[1].weight.data = model[0].weight.data
+    else:
+        model[1].weight = model[0].weight
     with pytest.raises(InputError, match="'0' shares its parameters with '1'"):
         Pruner(model, HALF, ["0"], score="l2")
 

@@ -140,7 +140,7 @@ def zeros_for_plain(around: Surroundings) -> dict[str, torch.Tensor]:
     shortcut carries a silenced channel on into further sums.
     """
     model = around.model
-    units = [around.unit(name) for name in around.layers if "removed_units" in model.get_submodule(name)._buffers]
+    units = [around.unit(name) for name, m in model.named_modules() if "removed_units" in m._buffers]  # of either mode
     for tolerance, readers, joined in itertools.product((0.0, 1e-5), (False, True), (False, True)):
         zeros = _Zeros(around, units, joined, readers)
         if not units or _same_outputs(around, zeros, tolerance):

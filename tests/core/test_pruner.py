@@ -575,6 +575,30 @@ def test_the_paper_s_networks_end_as_plain_ones(name, layers, structure):
     assert zeros >= (lost if structure == "weight" or name == "conv4" else lost // 2) > 0
 
 
+class Auxiliary(nn.Module):
+    """A second head that only training calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.aux, self.bn, self.fc = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.Linear(8, 3)
+        nn.init.normal_(self.bn.bias)
+
+    def forward(self, x):
+        y = self.conv(x).relu()
+        heads = (y, self.bn(self.aux(y)).relu()) if self.training else (y,)
+        return [self.fc(head.mean((2, 3))) for head in heads]
+
+
+@pytest.mark.parametrize("layers", [["aux"], ["conv", "aux"]])
+def test_what_only_training_calls_ends_plain_in_evaluation_mode_too(layers):
+    model, x = Auxiliary(), torch.randn(4, 3, 8, 8)
+    pruner = Pruner(model, Schedule(*([n] * len(layers) for n in (0, 0, 0.5)), 1), layers, score="l2")
+    pruner.epoch(0, lambda: 0.0)
+    before = model(x)
+    model.eval()
+    torch.testing.assert_close(pruner.finish().train()(x), before)
+
+
 def test_behind_an_identity_shortcut_that_goes_on_no_network_is_plain():
     x = torch.randn(4, 3, 8, 8)
     stem = nn.Sequential(OrderedDict(stem=nn.Conv2d(3, 8, 1), one=BasicBlock(8, 8, 1), two=BasicBlock(8, 8, 1),

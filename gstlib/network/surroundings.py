@@ -16,7 +16,7 @@ import operator
 import random
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -228,13 +228,18 @@ class Surroundings:
         self.known: dict[str, Unit | InputError] = {}
 
     def batch_norms(self, layer: str) -> tuple[str, ...]:
-        """The batch normalisations directly behind the layer's calls; none where a call has none."""
+        """The batch normalisations of the layer's units directly behind its calls; none where a call has none."""
         graph, found = self.graphs[0], []
         for node in graph.called(layer):
             users = list(node.users)
             if len(users) != 1 or not isinstance(graph.module(users[0]), BATCH_NORMS):
                 return ()
             found.append(users[0].target)
+        if found and isinstance(graph.modules[layer], nn.Linear):  # behind rows of tokens these normalise each token
+            with suppress(InputError), aside(self.model):
+                self.model.eval()
+                values = _Walk(self, graph, Unit(layer)).values()
+                found = [] if any(values[node].dim() > 2 for node in graph.called(layer)) else found
         return tuple(dict.fromkeys(found))
 
     def unit(self, layer: str) -> Unit:

@@ -234,11 +234,13 @@ class MaskedLayer:
                 if self._mask(name) is None:
                     self._buffer(self.module, name, value)
         if "activation" in needs(score):
-            # as what comes next sees the unit: behind normalisation and, where a sum was silenced, the shortcut
+            # as what comes next sees the unit: behind normalisation and, where a sum was silenced, the shortcut; not the
+            # sigmoid of x * sigmoid(x)
             units, axis = torch.arange(1, self.units + 1), -len(getattr(self.module, "kernel_size", ())) - 1
             spoken = [(module, units, axis) for module in (self.module, *self.batch_norms)]
-            spoken += [(module, labels.flatten(), -labels.dim()) for module, name, labels in self._points
-                       if name != "silent_inputs" and labels.shape[:1] == units.shape
+            spoken += [(module, labels.flatten(), -labels.dim())
+                       for key, (module, name, labels) in zip(unit.points, self._points)
+                       if name != "silent_inputs" and key not in unit.gates and labels.shape[:1] == units.shape
                        and torch.equal(labels.flatten().sort().values, units)]
             self._active, order, axis = spoken[-1]
             self._places = order.argsort()  # of each unit there

@@ -148,13 +148,15 @@ class Unit:
     `batch_norms`: those directly behind its calls.  `points`: module and
     buffer -> the labels of the entries to silence, in a shape that broadcasts
     over the module's output ("silent_units") or first input
-    ("silent_inputs").  `sums`: the sums that it feeds.  `readers`: the layers
+    ("silent_inputs").  `gates`: those of the points that silence what the
+    units themselves go past.  `sums`: the sums that it feeds.  `readers`: the layers
     that read its units -> the labels of their inputs.
     """
 
     layer: str
     batch_norms: tuple[str, ...] = ()
     points: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
+    gates: set[tuple[str, str]] = field(default_factory=set)
     sums: frozenset = frozenset()
     readers: dict[str, torch.Tensor] = field(default_factory=dict)
     # for the proof: in each traced mode, module calls and what must be 0 in their output or input
@@ -321,8 +323,8 @@ class Surroundings:
         """`trials` and loud and quiet inputs: what channels tell each other through sums of squares (LocalResponseNorm)
         is lost in rounding among small numbers, what stands for 0 (a clamp at 1e-6) among usual ones."""
         tensors, inputs = self.trials[-1]
-        return [*self.trials, *((tensors, tuple(
-            factor * x if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in inputs)) for factor in (30, 1e-3))]
+        return self.trials + [(tensors, tuple(factor * x if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+                                              for x in inputs)) for factor in (30, 1e-3)]
 
     def _guess(self, holder: fx.Node, size: int) -> torch.Tensor:
         graph = self.graphs[0]
@@ -419,7 +421,11 @@ class _Walk:
                 self.step(node, values)
         for node in graph.nodes:
             if node in self.needs:
+                known = set(self.unit.points)
                 self.place(node, list(node.users))
+                if node not in self.sums and not graph.is_a(node, _NORMS) and any(
+                        len(s.users) > 1 for s in node.all_input_nodes if s in self.labels):
+                    self.unit.gates |= self.unit.points.keys() - known
         self.unit.sums |= frozenset((graph.training, node.name) for node in self.sums)
         self.expect()
 

@@ -289,6 +289,9 @@ class Sums(nn.Module):
     ({"effect": "zero", "structure": "weight"}, "whole filters"),
     ({"effect": "remove", "batches": 3}, "batches"),
     ({"effect": "zero", "batches": -1}, "batches"),
+    *(({"effect": "zero", "batches": batches}, "batches must be a whole number") for batches in (2.5, "3", None, True)),
+    ({"seed": "a"}, "seed must be a whole number"), ({"seed": 1.5}, "seed must be a whole number"),
+    ({"structure": ["filter"]}, "structure"),
 ])
 def test_a_refused_network_is_left_as_it_was(change, message):
     model = small_net()
@@ -302,6 +305,8 @@ def test_a_refused_network_is_left_as_it_was(change, message):
 
 
 def test_networks_that_cannot_be_pruned_are_refused():
+    with pytest.raises(InputError, match="torch.nn.Module, not None"):
+        Pruner(None, ONCE)
     with pytest.raises(InputError, match="head"):
         Pruner(Sums(), Schedule(0, 0, 0.5, 1), score="l2")
     with pytest.raises(InputError, match="no batch normalisation"):
@@ -492,6 +497,12 @@ def test_masks_that_were_taken_off_are_missed_at_the_next_epoch(gone, how):
     else:
         with pytest.raises(InputError, match="masks of layer '0' are gone"):
             pruner.epoch(1, lambda: 0.5)
+
+
+@pytest.mark.parametrize("n", [None, "3", 2.5, float("nan")])
+def test_an_epoch_that_is_no_whole_number_is_refused(n):
+    with pytest.raises(InputError, match="epoch must be a whole number"):
+        Pruner(plain_pair(), Schedule(0, 4, 0.5, 1), ["0"]).epoch(n, lambda: 0.5)
 
 
 def test_missed_events_are_made_up_for_and_an_epoch_told_twice_takes_nothing():

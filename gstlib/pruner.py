@@ -198,7 +198,7 @@ class Pruner:
         """
         around = Surroundings(self.model, self._example)
         zeros = proof.zeros_for_plain(around)
-        compaction = Compaction(around) if compact else None
+        compaction = Compaction(around, zeros) if compact else None
         self.effect.end()
         masking.unmask(self.model, zeros)
         self.layers = []

@@ -507,9 +507,9 @@ class _Walk:
             return
         joined = any((t & (label > 0)).any() for t, label in zip(touched, _tensors(labels))) and not norm
         before = [s for s in node.all_input_nodes if s in self.labels]
-        if joined and not quiet:
+        if joined and not quiet and (others := self.company(node) - self.own()):
             chain = all(s not in self.summed or (s in self.sums and len(s.users) == 1) for s in before)
-            if self.behind & self.company(node) or not chain:
+            if self.behind & others or not chain:
                 return  # other layers speak here in their own right
             self.sums.add(node)
         if joined and quiet and self.lit & set(before) and self.company(node) - self.behind:
@@ -551,6 +551,16 @@ class _Walk:
             if s in self.labels and any((label == 0).any() for label in _tensors(self.labels[s])):
                 found |= self.company(s)
         return found
+
+    def own(self) -> set[fx.Node]:
+        """What is made of the units by no other layer: means over channels, say, of which a norm is written."""
+        read = [node for node in self.behind - self.labels.keys() if any(s.op == "get_attr" for s in node.all_input_nodes)
+                or self.graph.is_a(node, _READERS) or node.op == "call_module" and list(self.graph.module(node).parameters())]
+        return self.behind - self.graph.behind(read)
+
+    def rejoins(self, node: fx.Node) -> bool:
+        """Whether `node` is made of the units alone, for nobody but them."""
+        return node in self.own() and all(use in self.labels or self.rejoins(use) for use in node.users)
 
     def evaluate(self, mark, training: bool = False, beside=torch.clone):
         """`node`'s value when `mark(value, labels, key)` is done to labelled arguments and `beside(value)` to other data."""
@@ -642,7 +652,7 @@ class _Walk:
                 self.point(call.path, "silent_inputs", node)
                 uses = [use for use in uses if use not in call.readers]
         for use in uses:
-            if use in self.needs and not self.graph.is_a(use, _NORMS):
+            if use in self.needs and not self.graph.is_a(use, _NORMS) or use not in self.labels and self.rejoins(use):
                 continue  # silenced behind that
             if use not in self.labels or use in self.needs:
                 self.refuse(f"{self.named(use)} reads what {self.named(node)} gives before it can be silenced; "

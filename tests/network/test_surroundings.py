@@ -182,12 +182,21 @@ def test_no_norm_or_activation_gives_a_removed_filter_a_value_back(tail, trainin
         assert not zero_channels(outputs(plain, x)[str(len(modules))]).any(), "without a mask all of them speak"
 
 
+def by_hand(x, norm):
+    """Normalisation over channels as ConvNeXt's authors write it."""
+    centred = x - x.mean(1, keepdim=True)
+    return centred / torch.sqrt(centred.pow(2).mean(1, keepdim=True) + 1e-6) * norm.weight[:, None, None] + norm.bias[:, None, None]
+
+
 @pytest.mark.parametrize("way", [
     lambda s, x: F.batch_norm(s.conv(x), s.bn.running_mean, s.bn.running_var, s.bn.weight, s.bn.bias, s.training),
     lambda s, x: F.group_norm(s.conv(x), 4, s.bn.weight, s.bn.bias), lambda s, x: torch.sigmoid(s.conv(x)),
     lambda s, x: s.conv(x) + 1, lambda s, x: s.conv(x) - s.bn.bias.view(8, 1, 1),
     lambda s, x: torch.cat([s.conv(x)[:, 4:], s.conv(x)[:, :4]], 1).roll(4, 1),
     lambda s, x: torch.softmax(s.conv(x).flatten(2), 2).view(x.shape),
+    # norms and choices that are written by hand, from means of the units themselves
+    lambda s, x: by_hand(s.conv(x), s.bn), lambda s, x: by_hand(s.conv(x) + x, s.bn),
+    lambda s, x: s.conv(x) - s.conv(x).mean(1, keepdim=True),
     # what reads NaN as if nothing were there: comparisons, rounding to few steps, a step
     lambda s, x: (s.conv(x) <= 0).float(), lambda s, x: s.conv(x).masked_fill(s.conv(x) <= 0, 0.5),
     lambda s, x: torch.fake_quantize_per_tensor_affine(s.bn(s.conv(x)), 0.1, 3, 0, 255),

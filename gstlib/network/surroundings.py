@@ -609,8 +609,8 @@ class _Walk:
                     labels[i] |= on[i].long() << digit
                     single[i] &= on[i] != off[i]
                     reached[i] |= on[i] | off[i]
-            if torch.isin(units, torch.cat([label[s] for label, s in zip(labels, single)])).all() or any(
-                    (r & ~s).any() for r, s in zip(reached, single)):
+            if all(r.all() for r in reached) or any((r & ~s).any() for r, s in zip(reached, single)) or torch.isin(
+                    units, torch.cat([label[s] for label, s in zip(labels, single)])).all():
                 break
         blurred = [r & ~s for r, s in zip(reached, single)]
         if any(b.any() for b in blurred):

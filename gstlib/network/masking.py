@@ -121,7 +121,8 @@ def check_layer(around: Surroundings, name: str, structure: str, score: str, eff
     places = [p.data_ptr() or id(p) for p in module._parameters.values() if p is not None]  # also of what is tied by .data
     sharing = [other for other, m in model.named_modules() if m is not module
                and any((p.data_ptr() or id(p)) in places for p in m._parameters.values() if p is not None)]
-    if sharing or any(node.op == "get_attr" and node.target.startswith(f"{name}.") for node in around.graphs[0].nodes):
+    if sharing or any(node.op == "get_attr" and node.target.startswith(f"{name}.")
+                      for graph in around.graphs for node in graph.nodes):
         raise InputError(f"layer {name!r} shares its parameters with {sharing[0] if sharing else 'the forward pass'!r}, "
                          "where they would not be pruned")
     norms = around.batch_norms(name)

@@ -369,6 +369,17 @@ def test_shared_weights_are_refused_by_name(by_data):
         Pruner(model, HALF, ["0"], score="l2")
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_weights_that_one_mode_reads_by_itself_are_refused_in_either(training):
+    class Tied(nn.Sequential):
+        def forward(self, x):
+            y = super().forward(x)
+            return (y, F.linear(x, self[0].weight)) if self.training else y
+
+    with pytest.raises(InputError, match="'0' shares its parameters with 'the forward pass'"):
+        Pruner(Tied(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)).train(training), HALF, ["0"], score="l2")
+
+
 @pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")])
 def test_wrappers_are_named(wrap):
     with pytest.raises(InputError, match="give the network inside"):

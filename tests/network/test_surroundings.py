@@ -292,6 +292,16 @@ def test_what_cannot_be_silent_is_refused_with_a_reason_and_left_as_it_was(name)
     assert {m: (type(m), dict(vars(m)), dict(m._buffers)) for m in model.modules()} == inside
 
 
+@torch.fx.wrap
+def shifted_if_loud(x):
+    return x + 1 if x.abs().max() > 10 else x
+
+
+def test_a_function_that_branches_on_how_loud_its_values_are_is_tried_on_loud_ones():
+    with pytest.raises(InputError, match="'conv' .*not be silent in the input of 'other'"):
+        Pruner(Outermost(lambda s, x: s.other(shifted_if_loud(s.conv(x)))), HALF, ["conv"], score="l2")
+
+
 def test_an_example_serves_where_no_guess_does():
     model = REFUSED["no guess"][0]()
     Pruner(model, HALF, ["1"], score="l2", example=torch.randn(2, 462)).epoch(0, lambda: 0.0)

@@ -245,6 +245,8 @@ class MaskedLayer:
                        and torch.equal(labels.flatten().sort().values, units)]
             self._active, order, axis = spoken[-1]
             self._places = order.argsort()  # of each unit there
+            path = next(path for path, module in model.named_modules() if module is self._active)
+            self._carried.append((path, self._active, "active_units"))
             if "active_units" not in self._active._buffers:  # of two layers that feed one sum the mean is one
                 self._buffer(self._active, "active_units", torch.zeros(self.units, device=weight.device))
                 self._buffer(self._active, "active_batches", torch.zeros((), dtype=torch.int64, device=weight.device))

@@ -475,7 +475,8 @@ def test_a_second_pruner_on_a_layer_takes_of_what_is_left():
     assert set(model.state_dict()) == before and len(zero_channels(model[:2], "1")) == 9
 
 
-@pytest.mark.parametrize("how", [{}, {"structure": "weight"}, {"effect": "zero", "batches": 2}])
+@pytest.mark.parametrize("how", [{}, {"structure": "weight"}, {"effect": "zero", "batches": 2},
+                                 {"effect": "zero", "score": "activation"}])
 @pytest.mark.parametrize("gone", ["norms are converted", "hooks are cleared", "another finishes",
                                   "a layer is replaced"])
 def test_masks_that_were_taken_off_are_missed_at_the_next_epoch(gone, how):
@@ -492,7 +493,8 @@ def test_masks_that_were_taken_off_are_missed_at_the_next_epoch(gone, how):
         other.finish()
     else:
         model[0] = copy.deepcopy(model[0])
-    if how and gone in ("norms are converted", "hooks are cleared"):  # masks of weights do not need them
+    if how and gone in ("norms are converted", "hooks are cleared") and not (  # masks of weights do not need them
+            "score" in how and gone == "norms are converted"):  # but the means do
         pruner.epoch(1, lambda: 0.5)
     else:
         with pytest.raises(InputError, match="masks of layer '0' are gone"):

@@ -318,13 +318,19 @@ class Surroundings:
             usual = tuple(torch.randn_like(x) if self._example is None and x.is_floating_point() else x for x in inputs)
         return [(self.tensors, inputs), (own, usual)]
 
-    @property
+    @cached_property
     def louder(self) -> list[tuple[dict[str, torch.Tensor], tuple]]:
         """`trials` and loud and quiet inputs: what channels tell each other through sums of squares (LocalResponseNorm)
-        is lost in rounding among small numbers, what stands for 0 (a clamp at 1e-6) among usual ones."""
+        is lost in rounding among small numbers, what stands for 0 (a clamp at 1e-6) among usual ones; what padding does
+        where an example has none."""
         tensors, inputs = self.trials[-1]
-        return self.trials + [(tensors, tuple(factor * x if isinstance(x, torch.Tensor) and x.is_floating_point() else x
-                                              for x in inputs)) for factor in (30, 1e-3)]
+        trials = list(self.trials)
+        for factor in (30, 1e-3):
+            varied = tuple(_varied(x, factor) for x in inputs)
+            with suppress(Exception), aside(self.model):  # lengths of 0, say, it may not take
+                functional_call(self.model.eval(), {name: x.clone() for name, x in tensors.items()}, varied)
+                trials.append((tensors, varied))
+        return trials
 
     def _guess(self, holder: fx.Node, size: int) -> torch.Tensor:
         graph = self.graphs[0]
@@ -349,6 +355,13 @@ class Surroundings:
 def _usual(tensor: torch.Tensor) -> torch.Tensor:
     """The values on the CPU and, of whatever precision they are, in that of invented numbers."""
     return tensor.detach().cpu().to(torch.get_default_dtype() if tensor.is_floating_point() else tensor.dtype)
+
+
+def _varied(x, factor: float):
+    """A multiple of numbers; of a tensor of others every second entry as 0, or as its opposite."""
+    if not isinstance(x, torch.Tensor) or x.is_floating_point():
+        return factor * x if isinstance(x, torch.Tensor) else x
+    return torch.where(torch.arange(x.numel()).view(x.shape) % 2 == 0, x, ~x if x.dtype == torch.bool else 0)
 
 
 def _invented(tensor: torch.Tensor) -> torch.Tensor:

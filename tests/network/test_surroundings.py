@@ -615,6 +615,25 @@ def test_what_stands_for_0_in_a_plain_network_is_heard_at_no_scale(way):
     torch.testing.assert_close(pruner.finish()(x), before, rtol=1e-5, atol=0)
 
 
+def test_padding_that_no_example_has_is_silent_in_the_masked_and_the_plain_network():
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.conv, self.other = nn.Embedding(20, 6), nn.Conv1d(6, 8, 3, padding=1), nn.Conv1d(8, 3, 1)
+
+        def forward(self, ids):
+            y = self.conv(self.words(ids).transpose(1, 2))
+            return self.other(y.masked_fill((ids == 0).unsqueeze(1), 0.5)).amax(2)
+
+    model = Words().eval()
+    gone = struck(model, "conv", example=torch.randint(1, 20, (2, 9)))
+    ids = torch.randint(0, 3, (4, 9))
+    assert torch.equal(zero_channels(outputs(model, ids, "input")["other"]), gone)
+    pruner = Pruner(model, Schedule(9, 9, 0, 1), ["conv"], score="l2", example=torch.randint(1, 20, (2, 9)))
+    before = model(ids)
+    torch.testing.assert_close(pruner.finish()(ids), before)
+
+
 def test_a_layer_of_which_a_part_joins_the_sum_loses_that_part():
     model = shaken(among(lambda s, x: F.relu(s.bn(s.conv(x)) + s.wide(x)[:, :8]), wide=nn.Conv2d(8, 16, 1))).eval()
     pruner, x = Pruner(model, HALF, ["2.conv"], score="l2"), torch.randn(4, 3, 8, 8)

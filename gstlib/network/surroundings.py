@@ -288,10 +288,11 @@ class Surroundings:
             return tuple(_usual(x) if isinstance(x, torch.Tensor) else x for x in self._example)
         meta = {name: tensor.to("meta") for name, tensor in self.tensors.items()}
         holders = [node for node in self.graphs[0].nodes if node.op == "placeholder" and not node.args]
-        # without values large networks are tried faster, small ones slower
-        ways = [("meta", meta), ("cpu", self.tensors)]
-        for device, tensors in ways if sum(map(torch.numel, meta.values())) > 1e6 else ways[::-1]:
-            for size in _SIZES:
+        # without values large networks are tried faster, small ones slower; large inputs may not fit (attention)
+        ways = [("meta", meta, _SIZES), ("cpu", self.tensors, _SIZES)]
+        small = [("cpu", self.tensors, [size for size in _SIZES if size <= 64])]
+        for device, tensors, sizes in ways if sum(map(torch.numel, meta.values())) > 1e6 else small + ways:
+            for size in sizes:
                 guess = [self._guess(holder, size) for holder in holders]
                 try:
                     for graph in self.graphs[::-1] if len(self.graphs) > 1 else ():  # auxiliary heads may want larger ones

@@ -302,6 +302,17 @@ def test_a_function_that_branches_on_how_loud_its_values_are_is_tried_on_loud_on
         Pruner(Outermost(lambda s, x: s.other(shifted_if_loud(s.conv(x)))), HALF, ["conv"], score="l2")
 
 
+@torch.fx.wrap
+def attended(x):
+    if x.device.type == "cpu" and x.shape[-1] > 64:
+        pytest.fail("ten gigabytes")
+    return (x.flatten(2).transpose(1, 2) @ x.flatten(2)).softmax(2)[:, :8].reshape(-1, 8, 8, 8)
+
+
+def test_large_inputs_are_guessed_without_values():
+    struck(Outermost(lambda s, x: s.other(s.conv(x)) + attended(x)), "conv")
+
+
 def test_an_example_serves_where_no_guess_does():
     model = REFUSED["no guess"][0]()
     Pruner(model, HALF, ["1"], score="l2", example=torch.randn(2, 462)).epoch(0, lambda: 0.0)

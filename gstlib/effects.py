@@ -14,7 +14,7 @@ import torch
 
 from gstlib.errors import InputError
 from gstlib.network.masking import MaskedLayer
-from gstlib.pruning import check_effect
+from gstlib.pruning import check_effect, number
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Effect:
 
     def __init__(self, kind: str, batches: int = 0, generator: torch.Generator | None = None):
         check_effect(kind, batches)
-        self.kind, self.batches, self.generator = kind, batches, generator
+        self.kind, self.batches, self.generator = kind, number("batches", batches, whole=True), generator
         self.active: list[Disturbance] = []
         self._on_device: torch.Generator | None = None
 

@@ -11,7 +11,7 @@ class InputError(ValueError):
 
 def check_choice(what: str, value: object, choices) -> None:
     """Raise `InputError` that names the choices when `value` is not one of them."""
-    if value not in choices:
+    if value not in tuple(choices):  # of what has no hash neither
         raise InputError(f"unknown {what} {value!r}; choose from {', '.join(choices)}")
 
 

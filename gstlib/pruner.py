@@ -58,8 +58,10 @@ class Pruner:
         if schedule.scratch and "activation" in masking.needs(score):
             raise InputError(f"score {score!r} is taken in training, and nothing is trained before the first step")
         self.schedule, self.target = schedule, target
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(number("seed", seed, whole=True))
         self.effect = Effect(effect, batches, self.generator)
+        if not isinstance(model, nn.Module):
+            raise InputError(f"a network is a torch.nn.Module, not {plain(repr(model))}")
         self.model, self._example = model, example
         around = Surroundings(model, example)
         if layers is None:
@@ -109,7 +111,7 @@ class Pruner:
             raise InputError("this Pruner has finished; make another one to go on")
         for layer in self.layers:
             layer.check_carried(self.model)
-        if n <= self._last:
+        if (n := number("an epoch", n, whole=True)) <= self._last:
             return []
         wanted, due = self.schedule.removed([layer.size for layer in self.layers], n), []
         for i in self._forward:
@@ -134,7 +136,7 @@ class Pruner:
         `evaluate` gives no number.
         """
         rows: list[dict] = []
-        due = self.due(n)
+        due, n = self.due(n), int(n)
         self.effect.check_known(self.layers)
         before = [(tensor, tensor.clone()) for layer, k in due if k for tensor in layer.state()]
         generator, effect = self.generator.get_state(), self.effect.state_dict(self.layers)
@@ -196,7 +198,7 @@ class Pruner:
         """
         around = Surroundings(self.model, self._example)
         zeros = proof.zeros_for_plain(around)
-        compaction = Compaction(around) if compact else None
+        compaction = Compaction(around, zeros) if compact else None
         self.effect.end()
         masking.unmask(self.model, zeros)
         self.layers = []

@@ -26,6 +26,7 @@ EFFECTS = {"remove": "never", "remove-weights": "never", "zero": "may", "zero-re
 def check_effect(effect: str, batches: int) -> None:
     """Raise `InputError` when `effect` is unknown or cannot last for `batches` training batches."""
     check_choice("effect", effect, EFFECTS)
+    batches = number("batches", batches, whole=True)
     if batches < 0:
         raise InputError(f"batches must not be negative, not {batches}")
     if batches and EFFECTS[effect] == "never":

@@ -50,14 +50,14 @@ def torch_pruning():
 class Compaction:
     """What a masked network says of its silent channels, taken before the masks go; `of(plain)` cuts them out."""
 
-    def __init__(self, around: Surroundings):
+    def __init__(self, around: Surroundings, zeros: dict[str, torch.Tensor]):
         torch_pruning()  # before anything changes
         try:
             copy.deepcopy(around.model)
         except Exception as error:
             raise InputError(f"a compact network is a copy, but {around.name} cannot be copied "
                              f"({said(error)})") from error
-        self.around = around
+        self.around, self.zeros = around, zeros
         self.removed = {path: m._buffers["removed_units"].cpu().view(-1) > 0 for path, m in around.model.named_modules()
                         if "removed_units" in m._buffers}
         self.silent: dict[str, torch.Tensor] = {}  # layer -> the channels of its input that are removed units
@@ -74,9 +74,8 @@ class Compaction:
         for tensors, inputs in self.around.louder:
             network = copy.deepcopy(bare)
             with torch.no_grad():
-                for name, x in (*network.named_parameters(), *network.named_buffers()):
-                    own = isinstance(x, nn.Parameter)
-                    x.data = tensors[name].masked_fill(x == 0, 0) if own else tensors[name].clone()
+                for name, x in (*network.named_parameters(), *network.named_buffers()):  # other zeros need not stay so
+                    x.data = tensors[name].masked_fill(self.zeros.get(name, torch.tensor(False)), 0)
                 trials.append((network, inputs, network(*inputs)))
 
         def same(layers: list[str]) -> bool:
@@ -126,12 +125,16 @@ class Compaction:
                 module, units = model.get_submodule(layer), len(self.removed[layer])
                 prune = graph.get_pruner_of_module(module).prune_out_channels
                 removed, heard = torch.zeros(units, dtype=torch.bool), torch.zeros(units, dtype=torch.bool)
-                for item in graph.get_pruning_group(module, prune, range(units)) if layer not in gone else ():
+                group = list(graph.get_pruning_group(module, prune, range(units))) if layer not in gone else []
+                coupled = {paths.get(item.dep.target.module) for item in group}
+                for item in group:
                     path, roots = paths.get(item.dep.target.module), torch.tensor(item.root_idxs)
                     if not graph.is_out_channel_pruning_fn(item.dep.handler):
                         heard[roots[~self.silent[path][item.idxs]] if path in self.silent else slice(None)] = True
                     elif path in self.removed:
                         removed[roots[self.removed[path][item.idxs]]] = True
+                        # those who read them in training alone would not be cut
+                        heard |= bool(self.around.unit(path).readers.keys() - coupled)
                 idxs = (removed & ~heard).nonzero().flatten().tolist()
                 idxs = idxs[len(idxs) == units:]  # one must stay
                 if idxs:

@@ -118,9 +118,11 @@ def check_layer(around: Surroundings, name: str, structure: str, score: str, eff
         raise InputError(f"layer {name!r} has complex weights, for which no score and no mask is made")
     if isinstance(module, nn.modules.conv._ConvTransposeNd) and module.groups > 1:
         raise InputError(f"layer {name!r} is a transposed convolution in groups, which cannot be pruned")
+    places = [p.data_ptr() or id(p) for p in module._parameters.values() if p is not None]  # also of what is tied by .data
     sharing = [other for other, m in model.named_modules() if m is not module
-               and any(p is q for p in m._parameters.values() if p is not None for q in module._parameters.values())]
-    if sharing or any(node.op == "get_attr" and node.target.startswith(f"{name}.") for node in around.graphs[0].nodes):
+               and any((p.data_ptr() or id(p)) in places for p in m._parameters.values() if p is not None)]
+    if sharing or any(node.op == "get_attr" and node.target.startswith(f"{name}.")
+                      for graph in around.graphs for node in graph.nodes):
         raise InputError(f"layer {name!r} shares its parameters with {sharing[0] if sharing else 'the forward pass'!r}, "
                          "where they would not be pruned")
     norms = around.batch_norms(name)
@@ -233,14 +235,18 @@ class MaskedLayer:
                 if self._mask(name) is None:
                     self._buffer(self.module, name, value)
         if "activation" in needs(score):
-            # as what comes next sees the unit: behind normalisation and, where a sum was silenced, the shortcut
+            # as what comes next sees the unit: behind normalisation and, where a sum was silenced, the shortcut; not the
+            # sigmoid of x * sigmoid(x)
             units, axis = torch.arange(1, self.units + 1), -len(getattr(self.module, "kernel_size", ())) - 1
             spoken = [(module, units, axis) for module in (self.module, *self.batch_norms)]
-            spoken += [(module, labels.flatten(), -labels.dim()) for module, name, labels in self._points
-                       if name != "silent_inputs" and labels.shape[:1] == units.shape
+            spoken += [(module, labels.flatten(), -labels.dim())
+                       for key, (module, name, labels) in zip(unit.points, self._points)
+                       if name != "silent_inputs" and key not in unit.gates and labels.shape[:1] == units.shape
                        and torch.equal(labels.flatten().sort().values, units)]
             self._active, order, axis = spoken[-1]
             self._places = order.argsort()  # of each unit there
+            path = next(path for path, module in model.named_modules() if module is self._active)
+            self._carried.append((path, self._active, "active_units"))
             if "active_units" not in self._active._buffers:  # of two layers that feed one sum the mean is one
                 self._buffer(self._active, "active_units", torch.zeros(self.units, device=weight.device))
                 self._buffer(self._active, "active_batches", torch.zeros((), dtype=torch.int64, device=weight.device))

@@ -16,7 +16,7 @@ import operator
 import random
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -148,13 +148,15 @@ class Unit:
     `batch_norms`: those directly behind its calls.  `points`: module and
     buffer -> the labels of the entries to silence, in a shape that broadcasts
     over the module's output ("silent_units") or first input
-    ("silent_inputs").  `sums`: the sums that it feeds.  `readers`: the layers
+    ("silent_inputs").  `gates`: those of the points that silence what the
+    units themselves go past.  `sums`: the sums that it feeds.  `readers`: the layers
     that read its units -> the labels of their inputs.
     """
 
     layer: str
     batch_norms: tuple[str, ...] = ()
     points: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
+    gates: set[tuple[str, str]] = field(default_factory=set)
     sums: frozenset = frozenset()
     readers: dict[str, torch.Tensor] = field(default_factory=dict)
     # for the proof: in each traced mode, module calls and what must be 0 in their output or input
@@ -228,13 +230,18 @@ class Surroundings:
         self.known: dict[str, Unit | InputError] = {}
 
     def batch_norms(self, layer: str) -> tuple[str, ...]:
-        """The batch normalisations directly behind the layer's calls; none where a call has none."""
+        """The batch normalisations of the layer's units directly behind its calls; none where a call has none."""
         graph, found = self.graphs[0], []
         for node in graph.called(layer):
             users = list(node.users)
             if len(users) != 1 or not isinstance(graph.module(users[0]), BATCH_NORMS):
                 return ()
             found.append(users[0].target)
+        if found and isinstance(graph.modules[layer], nn.Linear):  # behind rows of tokens these normalise each token
+            with suppress(InputError), aside(self.model):
+                self.model.eval()
+                values = _Walk(self, graph, Unit(layer)).values()
+                found = [] if any(values[node].dim() > 2 for node in graph.called(layer)) else found
         return tuple(dict.fromkeys(found))
 
     def unit(self, layer: str) -> Unit:
@@ -281,10 +288,11 @@ class Surroundings:
             return tuple(_usual(x) if isinstance(x, torch.Tensor) else x for x in self._example)
         meta = {name: tensor.to("meta") for name, tensor in self.tensors.items()}
         holders = [node for node in self.graphs[0].nodes if node.op == "placeholder" and not node.args]
-        # without values large networks are tried faster, small ones slower
-        ways = [("meta", meta), ("cpu", self.tensors)]
-        for device, tensors in ways if sum(map(torch.numel, meta.values())) > 1e6 else ways[::-1]:
-            for size in _SIZES:
+        # without values large networks are tried faster, small ones slower; large inputs may not fit (attention)
+        ways = [("meta", meta, _SIZES), ("cpu", self.tensors, _SIZES)]
+        small = [("cpu", self.tensors, [size for size in _SIZES if size <= 64])]
+        for device, tensors, sizes in ways if sum(map(torch.numel, meta.values())) > 1e6 else small + ways:
+            for size in sizes:
                 guess = [self._guess(holder, size) for holder in holders]
                 try:
                     for graph in self.graphs[::-1] if len(self.graphs) > 1 else ():  # auxiliary heads may want larger ones
@@ -311,13 +319,19 @@ class Surroundings:
             usual = tuple(torch.randn_like(x) if self._example is None and x.is_floating_point() else x for x in inputs)
         return [(self.tensors, inputs), (own, usual)]
 
-    @property
+    @cached_property
     def louder(self) -> list[tuple[dict[str, torch.Tensor], tuple]]:
-        """`trials` and loud inputs: what channels tell each other through sums of squares (LocalResponseNorm) is lost in
-        rounding among small numbers."""
+        """`trials` and loud and quiet inputs: what channels tell each other through sums of squares (LocalResponseNorm)
+        is lost in rounding among small numbers, what stands for 0 (a clamp at 1e-6) among usual ones; what padding does
+        where an example has none."""
         tensors, inputs = self.trials[-1]
-        return [*self.trials, (tensors, tuple(30 * x if isinstance(x, torch.Tensor) and x.is_floating_point() else x
-                                              for x in inputs))]
+        trials = list(self.trials)
+        for factor in (30, 1e-3):
+            varied = tuple(_varied(x, factor) for x in inputs)
+            with suppress(Exception), aside(self.model):  # lengths of 0, say, it may not take
+                functional_call(self.model.eval(), {name: x.clone() for name, x in tensors.items()}, varied)
+                trials.append((tensors, varied))
+        return trials
 
     def _guess(self, holder: fx.Node, size: int) -> torch.Tensor:
         graph = self.graphs[0]
@@ -342,6 +356,13 @@ class Surroundings:
 def _usual(tensor: torch.Tensor) -> torch.Tensor:
     """The values on the CPU and, of whatever precision they are, in that of invented numbers."""
     return tensor.detach().cpu().to(torch.get_default_dtype() if tensor.is_floating_point() else tensor.dtype)
+
+
+def _varied(x, factor: float):
+    """A multiple of numbers; of a tensor of others every second entry as 0, or as its opposite."""
+    if not isinstance(x, torch.Tensor) or x.is_floating_point():
+        return factor * x if isinstance(x, torch.Tensor) else x
+    return torch.where(torch.arange(x.numel()).view(x.shape) % 2 == 0, x, ~x if x.dtype == torch.bool else 0)
 
 
 def _invented(tensor: torch.Tensor) -> torch.Tensor:
@@ -414,7 +435,11 @@ class _Walk:
                 self.step(node, values)
         for node in graph.nodes:
             if node in self.needs:
+                known = set(self.unit.points)
                 self.place(node, list(node.users))
+                if node not in self.sums and not graph.is_a(node, _NORMS) and any(
+                        len(s.users) > 1 for s in node.all_input_nodes if s in self.labels):
+                    self.unit.gates |= self.unit.points.keys() - known
         self.unit.sums |= frozenset((graph.training, node.name) for node in self.sums)
         self.expect()
 
@@ -438,7 +463,8 @@ class _Walk:
     def told(self, node: fx.Node, values) -> bool:
         """Whether `node`'s value changes with the network's input, and is not `ones_like` or the like of it."""
         sources = self.graph.data & set(node.all_input_nodes)
-        if not sources or node.op == "call_module":
+        # what a comparison says of these numbers, and of NaN, it need not say of others
+        if not sources or node.op == "call_module" or any(t.dtype == torch.bool for t in _tensors(values.get(node))):
             return bool(sources)
 
         def other(s: fx.Node):
@@ -495,9 +521,9 @@ class _Walk:
             return
         joined = any((t & (label > 0)).any() for t, label in zip(touched, _tensors(labels))) and not norm
         before = [s for s in node.all_input_nodes if s in self.labels]
-        if joined and not quiet:
+        if joined and not quiet and (others := self.company(node) - self.own()):
             chain = all(s not in self.summed or (s in self.sums and len(s.users) == 1) for s in before)
-            if self.behind & self.company(node) or not chain:
+            if self.behind & others or not chain:
                 return  # other layers speak here in their own right
             self.sums.add(node)
         if joined and quiet and self.lit & set(before) and self.company(node) - self.behind:
@@ -540,6 +566,16 @@ class _Walk:
                 found |= self.company(s)
         return found
 
+    def own(self) -> set[fx.Node]:
+        """What is made of the units by no other layer: means over channels, say, of which a norm is written."""
+        read = [node for node in self.behind - self.labels.keys() if any(s.op == "get_attr" for s in node.all_input_nodes)
+                or self.graph.is_a(node, _READERS) or node.op == "call_module" and list(self.graph.module(node).parameters())]
+        return self.behind - self.graph.behind(read)
+
+    def rejoins(self, node: fx.Node) -> bool:
+        """Whether `node` is made of the units alone, for nobody but them."""
+        return node in self.own() and all(use in self.labels or self.rejoins(use) for use in node.users)
+
     def evaluate(self, mark, training: bool = False, beside=torch.clone):
         """`node`'s value when `mark(value, labels, key)` is done to labelled arguments and `beside(value)` to other data."""
         def argument(s: fx.Node):
@@ -562,22 +598,33 @@ class _Walk:
         return y, [t.isnan() for t in _tensors(y)]
 
     def probe(self, others, touched):
-        """Labels of the output, by the binary digits of the units whose NaN, or else whose 0, changes it."""
+        """Labels of the output, by the binary digits of the units whose NaN, or else another extreme, changes it."""
         before = [label for s in self.fresh if s in self.labels for label in _tensors(self.labels[s])]
         digits = max(int(label.max()) for label in before).bit_length()
-        base = _tensors(self.evaluate(lambda v, l, _: v.clone()))
-        for other in (float("nan"), 0.0):  # a comparison takes no notice of NaN
-            labels = [torch.zeros(y.shape, dtype=torch.int64) for y in base]
-            single = [torch.ones(y.shape, dtype=torch.bool) for y in base]
-            reached = [torch.zeros(y.shape, dtype=torch.bool) for y in base]
+        units = torch.cat([label[label > 0] for label in before]).unique()
+
+        def changed(tries, bases, digit, bit):
+            """Which entries any of `tries` changes when it is done to the units with this binary digit."""
+            found = [[(y != x) & ((y == y) | (x == x)) for x, y in zip(base, _tensors(self.evaluate(
+                lambda v, l, _: _unlike(v, (l > 0) & ((l >> digit & 1) == bit), other), beside=beside)))]
+                for base, (other, beside) in zip(bases, tries)]
+            return [torch.stack(each).any(0) for each in zip(*found)]
+
+        # comparisons take no notice of NaN, nor all of them of 0, and a choice none of what others do not choose
+        for tries in ([(float("nan"), torch.clone)],
+                      [*itertools.product(map(float, ("nan", "0", "inf", "-inf")), (torch.clone, _opposite))]):
+            bases = [_tensors(self.evaluate(lambda v, l, _: v.clone(), beside=beside)) for _, beside in tries]
+            labels = [torch.zeros(y.shape, dtype=torch.int64) for y in bases[0]]
+            single = [torch.ones(y.shape, dtype=torch.bool) for y in bases[0]]
+            reached = [torch.zeros(y.shape, dtype=torch.bool) for y in bases[0]]
             for digit in range(digits):
-                on, off = ([y != x for x, y in zip(base, _tensors(self.evaluate(lambda v, l, _, d=digit, b=bit: _unlike(
-                    v, (l > 0) & ((l >> d & 1) == b), other))))] for bit in (1, 0))
+                on, off = (changed(tries, bases, digit, bit) for bit in (1, 0))
                 for i in range(len(labels)):
                     labels[i] |= on[i].long() << digit
                     single[i] &= on[i] != off[i]
                     reached[i] |= on[i] | off[i]
-            if any(r.any() for r in reached):
+            if all(r.all() for r in reached) or any((r & ~s).any() for r, s in zip(reached, single)) or torch.isin(
+                    units, torch.cat([label[s] for label, s in zip(labels, single)])).all():
                 break
         blurred = [r & ~s for r, s in zip(reached, single)]
         if any(b.any() for b in blurred):
@@ -619,7 +666,7 @@ class _Walk:
                 self.point(call.path, "silent_inputs", node)
                 uses = [use for use in uses if use not in call.readers]
         for use in uses:
-            if use in self.needs and not self.graph.is_a(use, _NORMS):
+            if use in self.needs and not self.graph.is_a(use, _NORMS) or use not in self.labels and self.rejoins(use):
                 continue  # silenced behind that
             if use not in self.labels or use in self.needs:
                 self.refuse(f"{self.named(use)} reads what {self.named(node)} gives before it can be silenced; "

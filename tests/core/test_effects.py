@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -91,6 +92,17 @@ def test_held_zeros_are_zero_when_released_whatever_momentum_did(optimiser):
     bench.batches(1)
     assert bench.stored[units].abs().max() == 0 and not bench.effect.active
     assert torch.equal(bench.seen, bench.stored)
+
+
+@pytest.mark.parametrize("k", [np.array(3), torch.tensor(3), 3.0])
+def test_every_event_lasts_whatever_kind_of_number_says_how_long(k):
+    bench = Bench("zero", k)
+    for unit in (1, 4):
+        bench.strike(unit)
+        bench.batches(2)
+        assert bench.effect.active
+        bench.batches(1)
+        assert not bench.effect.active
 
 
 @pytest.mark.parametrize("optimiser", OPTIMISERS)

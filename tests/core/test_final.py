@@ -197,6 +197,23 @@ class Tokens(nn.Module):
         return self.head(self.body(x.permute(0, 2, 1, 3).flatten(2)).relu()).mean(1)
 
 
+class Swish(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.sigmoid = nn.Sigmoid()
+
+    def forward(self, x):
+        return x * self.sigmoid(x)
+
+
+def test_the_activation_score_is_no_gate_s():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), Swish(), nn.Flatten(), nn.Linear(512, 3))
+    pruner, seen = Pruner(model, Schedule(0, 0, 0.5, 1), ["0"], "activation"), []
+    model[1].register_forward_hook(lambda m, i, y: seen.append(y.detach().clamp(min=0).sum((0, 2, 3))))
+    train(model, torch.optim.SGD(model.parameters(), 0.01), pruner, 10)
+    torch.testing.assert_close(pruner.layers[0].scores().float(), 0.1 * seen[9])
+
+
 @pytest.mark.parametrize("width", [6, 8])  # images are 8 x 8: a wrong axis may fit
 @pytest.mark.parametrize("build", [lambda n: Channels(n, False), lambda n: Channels(n, True), Tokens])
 def test_the_activation_score_is_each_unit_s_wherever_its_channel_lies(build, width):

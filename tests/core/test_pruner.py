@@ -289,6 +289,9 @@ class Sums(nn.Module):
     ({"effect": "zero", "structure": "weight"}, "whole filters"),
     ({"effect": "remove", "batches": 3}, "batches"),
     ({"effect": "zero", "batches": -1}, "batches"),
+    *(({"effect": "zero", "batches": batches}, "batches must be a whole number") for batches in (2.5, "3", None, True)),
+    ({"seed": "a"}, "seed must be a whole number"), ({"seed": 1.5}, "seed must be a whole number"),
+    ({"structure": ["filter"]}, "structure"),
 ])
 def test_a_refused_network_is_left_as_it_was(change, message):
     model = small_net()
@@ -302,6 +305,8 @@ def test_a_refused_network_is_left_as_it_was(change, message):
 
 
 def test_networks_that_cannot_be_pruned_are_refused():
+    with pytest.raises(InputError, match="torch.nn.Module, not None"):
+        Pruner(None, ONCE)
     with pytest.raises(InputError, match="head"):
         Pruner(Sums(), Schedule(0, 0, 0.5, 1), score="l2")
     with pytest.raises(InputError, match="no batch normalisation"):
@@ -470,7 +475,8 @@ def test_a_second_pruner_on_a_layer_takes_of_what_is_left():
     assert set(model.state_dict()) == before and len(zero_channels(model[:2], "1")) == 9
 
 
-@pytest.mark.parametrize("how", [{}, {"structure": "weight"}, {"effect": "zero", "batches": 2}])
+@pytest.mark.parametrize("how", [{}, {"structure": "weight"}, {"effect": "zero", "batches": 2},
+                                 {"effect": "zero", "score": "activation"}])
 @pytest.mark.parametrize("gone", ["norms are converted", "hooks are cleared", "another finishes",
                                   "a layer is replaced"])
 def test_masks_that_were_taken_off_are_missed_at_the_next_epoch(gone, how):
@@ -487,11 +493,18 @@ def test_masks_that_were_taken_off_are_missed_at_the_next_epoch(gone, how):
         other.finish()
     else:
         model[0] = copy.deepcopy(model[0])
-    if how and gone in ("norms are converted", "hooks are cleared"):  # masks of weights do not need them
+    if how and gone in ("norms are converted", "hooks are cleared") and not (  # masks of weights do not need them
+            "score" in how and gone == "norms are converted"):  # but the means do
         pruner.epoch(1, lambda: 0.5)
     else:
         with pytest.raises(InputError, match="masks of layer '0' are gone"):
             pruner.epoch(1, lambda: 0.5)
+
+
+@pytest.mark.parametrize("n", [None, "3", 2.5, float("nan")])
+def test_an_epoch_that_is_no_whole_number_is_refused(n):
+    with pytest.raises(InputError, match="epoch must be a whole number"):
+        Pruner(plain_pair(), Schedule(0, 4, 0.5, 1), ["0"]).epoch(n, lambda: 0.5)
 
 
 def test_missed_events_are_made_up_for_and_an_epoch_told_twice_takes_nothing():
@@ -573,6 +586,30 @@ def test_the_paper_s_networks_end_as_plain_ones(name, layers, structure):
     fresh = finished(model, lambda: models.build(name, width=1 / 16), x, pruner)
     zeros = sum(int((p == 0).sum()) for layer in layers for p in fresh.get_submodule(layer).parameters())
     assert zeros >= (lost if structure == "weight" or name == "conv4" else lost // 2) > 0
+
+
+class Auxiliary(nn.Module):
+    """A second head that only training calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.aux, self.bn, self.fc = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.Linear(8, 3)
+        nn.init.normal_(self.bn.bias)
+
+    def forward(self, x):
+        y = self.conv(x).relu()
+        heads = (y, self.bn(self.aux(y)).relu()) if self.training else (y,)
+        return [self.fc(head.mean((2, 3))) for head in heads]
+
+
+@pytest.mark.parametrize("layers", [["aux"], ["conv", "aux"]])
+def test_what_only_training_calls_ends_plain_in_evaluation_mode_too(layers):
+    model, x = Auxiliary(), torch.randn(4, 3, 8, 8)
+    pruner = Pruner(model, Schedule(*([n] * len(layers) for n in (0, 0, 0.5)), 1), layers, score="l2")
+    pruner.epoch(0, lambda: 0.0)
+    before = model(x)
+    model.eval()
+    torch.testing.assert_close(pruner.finish().train()(x), before)
 
 
 def test_behind_an_identity_shortcut_that_goes_on_no_network_is_plain():

@@ -146,6 +146,43 @@ def test_a_cut_that_only_the_networks_own_numbers_tell_is_left():
     torch.testing.assert_close(made.model(x), before)
 
 
+class Responses(nn.Module):
+    """Global response normalisation, which begins as the identity."""
+
+    def __init__(self):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(8, 1, 1))
+
+    def forward(self, x):
+        strength = x.square().mean((2, 3), keepdim=True)
+        return x + self.gamma * x * strength / (strength.mean(1, keepdim=True) + 1e-6)
+
+
+def test_a_cut_that_a_zero_hides_for_now_is_left():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), Responses(), nn.Conv2d(8, 8, 1), nn.Flatten(), nn.Linear(512, 2)).eval()
+    made, x = struck(model, "0").finish(compact=True), torch.randn(2, 3, 8, 8)
+    for network in (model, made.model):
+        nn.init.ones_(network[1].gamma)
+    torch.testing.assert_close(made.model(x), model(x))
+
+
+def test_what_a_layer_of_training_alone_reads_is_not_cut():
+    class Auxiliary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.aux, self.fc = nn.Conv2d(3, 8, 1), nn.Linear(8, 3), nn.Linear(8, 3)
+
+        def forward(self, x):
+            x = self.conv(x).relu().mean((2, 3))
+            return (self.fc(x), self.aux(x)) if self.training else self.fc(x)
+
+    model = Auxiliary()
+    made, x = struck(model, "conv").finish(compact=True), torch.randn(2, 3, 8, 8)
+    assert (made.cut, made.left) == (0, 4)
+    torch.testing.assert_close(made.model.train()(x), model.train()(x))
+
+
 def test_one_channel_stays_where_all_are_removed():
     model = shaken(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 1), nn.Flatten(), nn.Linear(384, 2)))
     pruner, x = struck(model, "0", fraction=1.0), torch.randn(2, 3, 8, 8)

@@ -381,6 +381,15 @@ def test_scores_of_single_weights():
     assert torch.equal(masked(model, "conv1", "magnitude", "weight").scores(), expected)
 
 
+@pytest.mark.parametrize("tokens", [6, 8])
+def test_a_norm_over_tokens_is_no_norm_of_units(tokens):
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(tokens), nn.ReLU(), nn.Linear(8, 2))
+    around = Surroundings(model, torch.randn(3, tokens, 4))
+    with pytest.raises(InputError, match="'0' is not followed by batch normalisation"):
+        check_layer(around, "0", "filter", "ebn", "remove")
+    assert around.unit("0").batch_norms == () and ("1", "silent_units") in around.unit("0").points
+
+
 @pytest.mark.parametrize("layer", ["fc1", "conv1"])
 def test_ebn_without_a_norm_is_refused(layer):
     model = small_net()

@@ -84,6 +84,17 @@ def among(way, **parts) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), Block(way, **parts), nn.Flatten(), nn.Linear(512, 3))
 
 
+class Apart(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way = way
+
+    def forward(self, x):
+        return self.way(x)
+
+
 class Outermost(nn.Module):
     """The same parts in the network's own forward pass, which no hook can end early."""
 
@@ -171,12 +182,21 @@ def test_no_norm_or_activation_gives_a_removed_filter_a_value_back(tail, trainin
         assert not zero_channels(outputs(plain, x)[str(len(modules))]).any(), "without a mask all of them speak"
 
 
+def by_hand(x, norm):
+    """Normalisation over channels as ConvNeXt's authors write it."""
+    centred = x - x.mean(1, keepdim=True)
+    return centred / torch.sqrt(centred.pow(2).mean(1, keepdim=True) + 1e-6) * norm.weight[:, None, None] + norm.bias[:, None, None]
+
+
 @pytest.mark.parametrize("way", [
     lambda s, x: F.batch_norm(s.conv(x), s.bn.running_mean, s.bn.running_var, s.bn.weight, s.bn.bias, s.training),
     lambda s, x: F.group_norm(s.conv(x), 4, s.bn.weight, s.bn.bias), lambda s, x: torch.sigmoid(s.conv(x)),
     lambda s, x: s.conv(x) + 1, lambda s, x: s.conv(x) - s.bn.bias.view(8, 1, 1),
     lambda s, x: torch.cat([s.conv(x)[:, 4:], s.conv(x)[:, :4]], 1).roll(4, 1),
     lambda s, x: torch.softmax(s.conv(x).flatten(2), 2).view(x.shape),
+    # norms and choices that are written by hand, from means of the units themselves
+    lambda s, x: by_hand(s.conv(x), s.bn), lambda s, x: by_hand(s.conv(x) + x, s.bn),
+    lambda s, x: s.conv(x) - s.conv(x).mean(1, keepdim=True),
     # what reads NaN as if nothing were there: comparisons, rounding to few steps, a step
     lambda s, x: (s.conv(x) <= 0).float(), lambda s, x: s.conv(x).masked_fill(s.conv(x) <= 0, 0.5),
     lambda s, x: torch.fake_quantize_per_tensor_affine(s.bn(s.conv(x)), 0.1, 3, 0, 255),
@@ -184,6 +204,9 @@ def test_no_norm_or_activation_gives_a_removed_filter_a_value_back(tail, trainin
     # constants in a tensor's shape are no other layer's doing, nor is noise
     lambda s, x: torch.lerp(s.conv(x), torch.ones_like(s.conv(x)), 0.3), lambda s, x: 1.0 * torch.ones_like(x) - s.conv(x),
     lambda s, x: torch.logaddexp(s.conv(x), x.new_zeros(x.shape)), lambda s, x: s.conv(x) + torch.randn_like(x),
+    # what no number that was tried comes near: thresholds, and choices that others make
+    lambda s, x: s.bn((s.conv(x) > 3).float()), lambda s, x: s.bn(torch.where(s.conv(x) > 3, s.conv(x), 0.0)),
+    lambda s, x: torch.where(s.other(x) < 0.2, s.conv(x), 0.3), lambda s, x: s.conv(x).masked_fill(x == 0, 0.5),
 ])
 def test_functions_are_judged_as_modules_are(way):
     model = shaken(among(way))
@@ -269,6 +292,27 @@ def test_what_cannot_be_silent_is_refused_with_a_reason_and_left_as_it_was(name)
     assert {m: (type(m), dict(vars(m)), dict(m._buffers)) for m in model.modules()} == inside
 
 
+@torch.fx.wrap
+def shifted_if_loud(x):
+    return x + 1 if x.abs().max() > 10 else x
+
+
+def test_a_function_that_branches_on_how_loud_its_values_are_is_tried_on_loud_ones():
+    with pytest.raises(InputError, match="'conv' .*not be silent in the input of 'other'"):
+        Pruner(Outermost(lambda s, x: s.other(shifted_if_loud(s.conv(x)))), HALF, ["conv"], score="l2")
+
+
+@torch.fx.wrap
+def attended(x):
+    if x.device.type == "cpu" and x.shape[-1] > 64:
+        pytest.fail("ten gigabytes")
+    return (x.flatten(2).transpose(1, 2) @ x.flatten(2)).softmax(2)[:, :8].reshape(-1, 8, 8, 8)
+
+
+def test_large_inputs_are_guessed_without_values():
+    struck(Outermost(lambda s, x: s.other(s.conv(x)) + attended(x)), "conv")
+
+
 def test_an_example_serves_where_no_guess_does():
     model = REFUSED["no guess"][0]()
     Pruner(model, HALF, ["1"], score="l2", example=torch.randn(2, 462)).epoch(0, lambda: 0.0)
@@ -299,6 +343,7 @@ def changed(how):
     (lambda s, x: torch.clamp(s.conv(x), max=s.other(x)), "'linear' reads"),
     (lambda s, x: (s.conv(x) > s.other(x)).float(), "'linear' reads"),
     (lambda s, x: torch.where(s.other(x) > -5, s.conv(x), s.other(x)), "'linear' reads"),
+    (lambda s, x: torch.where(s.other(x) > 5, s.conv(x), s.other(x)), "'linear' reads"),
     (changed(lambda y, z: y.add_(z)), "'add_' changes 'conv' in place"),
     (changed(lambda y, z: y[:, :4].copy_(z[:, :4])), "'copy_' changes 'getitem' in place"),
     (changed(lambda y, z: torch.sigmoid_(y)), "'sigmoid_' changes 'conv' in place"),
@@ -334,11 +379,26 @@ def test_weights_that_are_computed_are_refused_by_name(spoil):
     assert set(model.state_dict()) == before
 
 
-def test_shared_weights_are_refused_by_name():
+@pytest.mark.parametrize("by_data", [True, False])
+def test_shared_weights_are_refused_by_name(by_data):
     model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.Flatten(), nn.Linear(192, 2))
-    model[1].weight = model[0].weight
+    if by_data:
+        model[1].weight.data = model[0].weight.data
+    else:
+        model[1].weight = model[0].weight
     with pytest.raises(InputError, match="'0' shares its parameters with '1'"):
         Pruner(model, HALF, ["0"], score="l2")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_weights_that_one_mode_reads_by_itself_are_refused_in_either(training):
+    class Tied(nn.Sequential):
+        def forward(self, x):
+            y = super().forward(x)
+            return (y, F.linear(x, self[0].weight)) if self.training else y
+
+    with pytest.raises(InputError, match="'0' shares its parameters with 'the forward pass'"):
+        Pruner(Tied(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)).train(training), HALF, ["0"], score="l2")
 
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")])
@@ -554,6 +614,35 @@ def test_a_plain_network_is_compared_on_the_networks_own_numbers(way, possible):
         with pytest.raises(InputError, match="no plain network"):
             pruner.finish()
         assert torch.equal(model(x), before)
+
+
+@pytest.mark.parametrize("way", [lambda x: torch.sqrt(x * x + 1e-12), lambda x: x.clamp(min=1e-6).pow(3)])
+def test_what_stands_for_0_in_a_plain_network_is_heard_at_no_scale(way):
+    model = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), Apart(way), nn.Conv2d(8, 8, 1, bias=False), nn.Flatten(),
+                          nn.Linear(512, 3, bias=False)).eval()
+    pruner, x = Pruner(model, HALF, ["0"], score="l2"), 1e-5 * torch.randn(4, 3, 8, 8)
+    pruner.epoch(0, lambda: 0.0)
+    before = model(x)
+    torch.testing.assert_close(pruner.finish()(x), before, rtol=1e-5, atol=0)
+
+
+def test_padding_that_no_example_has_is_silent_in_the_masked_and_the_plain_network():
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.conv, self.other = nn.Embedding(20, 6), nn.Conv1d(6, 8, 3, padding=1), nn.Conv1d(8, 3, 1)
+
+        def forward(self, ids):
+            y = self.conv(self.words(ids).transpose(1, 2))
+            return self.other(y.masked_fill((ids == 0).unsqueeze(1), 0.5)).amax(2)
+
+    model = Words().eval()
+    gone = struck(model, "conv", example=torch.randint(1, 20, (2, 9)))
+    ids = torch.randint(0, 3, (4, 9))
+    assert torch.equal(zero_channels(outputs(model, ids, "input")["other"]), gone)
+    pruner = Pruner(model, Schedule(9, 9, 0, 1), ["conv"], score="l2", example=torch.randint(1, 20, (2, 9)))
+    before = model(ids)
+    torch.testing.assert_close(pruner.finish()(ids), before)
 
 
 def test_a_layer_of_which_a_part_joins_the_sum_loses_that_part():

@@ -326,7 +326,8 @@ def _columns(file: pq.ParquetFile, content: bytes, texts: dict[str, list[str]]) 
     # ends the process
     if not ({field.type for field in file.schema_arrow} <= {pa.int64(), pa.float64()}
             and all(f"{name}\x15\0".encode() in content[-meta.serialized_size - 8:] for name in file.schema_arrow.names)
-            and all(isinstance(text, str) and text.isprintable() and len(text) <= _TEXT for names in texts.values() for text in names)):
+            and all(isinstance(text, str) and text.isprintable() and len(text) <= _TEXT
+                    for names in texts.values() for text in names)):
         raise ValueError("it has columns of other kinds than a run's")
     read = file.read(use_threads=False)
     columns = {key: values.drop_null().to_numpy() for key, values in zip(read.column_names, read.columns)}

@@ -108,6 +108,11 @@ def needs(score: str) -> Collection[str]:
     return inspect.signature(_score(score)).parameters
 
 
+def _places(module: nn.Module) -> set[tuple[int, int]]:
+    """Where a module's own parameters lie, by storage, so that what is tied by .data is seen too."""
+    return {(p.untyped_storage()._cdata, p.storage_offset()) for p in module._parameters.values() if p is not None}
+
+
 def check_layer(around: Surroundings, name: str, structure: str, score: str, effect: str) -> Unit:
     """The surroundings of layer `name`; raises `InputError` where it cannot be scored or masked as asked for."""
     model, module = around.model, around.model.get_submodule(name)
@@ -118,9 +123,7 @@ def check_layer(around: Surroundings, name: str, structure: str, score: str, eff
         raise InputError(f"layer {name!r} has complex weights, for which no score and no mask is made")
     if isinstance(module, nn.modules.conv._ConvTransposeNd) and module.groups > 1:
         raise InputError(f"layer {name!r} is a transposed convolution in groups, which cannot be pruned")
-    places = [p.data_ptr() or id(p) for p in module._parameters.values() if p is not None]  # also of what is tied by .data
-    sharing = [other for other, m in model.named_modules() if m is not module
-               and any((p.data_ptr() or id(p)) in places for p in m._parameters.values() if p is not None)]
+    sharing = [other for other, m in model.named_modules() if m is not module and _places(m) & _places(module)]
     if sharing or any(node.op == "get_attr" and node.target.startswith(f"{name}.")
                       for graph in around.graphs for node in graph.nodes):
         raise InputError(f"layer {name!r} shares its parameters with {sharing[0] if sharing else 'the forward pass'!r}, "

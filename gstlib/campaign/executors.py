@@ -152,7 +152,7 @@ def connect(address: str | None, device: str, workers: int | None) -> torch.devi
     try:
         import ray
     except ImportError as error:
-        raise InputError('Ray is not installed; install it, in the checkout: pip install -e ".[ray]"') from error
+        raise InputError('Ray is not installed; in the checkout it is installed with: pip install -e ".[ray]"') from error
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not ray.is_initialized():
         try:

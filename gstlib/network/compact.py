@@ -43,7 +43,8 @@ def torch_pruning():
     try:
         import torch_pruning as package
     except ImportError as error:
-        raise InputError("a compact network needs torch-pruning: in the checkout pip install -e '.[compact]'") from error
+        raise InputError("a compact network needs torch-pruning; in the checkout it is installed with: "
+                         "pip install -e '.[compact]'") from error
     return package
 
 

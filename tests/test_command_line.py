@@ -357,7 +357,10 @@ def test_an_interrupted_run_keeps_what_is_finished_and_goes_on(results, capsys, 
 
 
 def test_what_cannot_go_on_is_not_said_to(filled, results, capsys, monkeypatch):
-    monkeypatch.setattr(Store, "read", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "read", interrupted)
     assert main(["verify", "--results", str(results)]) == 130
     assert capsys.readouterr().err == "gstlib: interrupted\n"
 

@@ -69,8 +69,11 @@ COMMANDS = commands()
 def reader(tmp_path_factory):
     """A folder as a reader has it, with results under every name that commands give them, and runs in an archive."""
     place = tmp_path_factory.mktemp("reader")
+    some = sorted((ROOT / "book/results/runs").iterdir())[::10]
     for name in ("book/results", "results", "runs"):
-        shutil.copytree(ROOT / "book/results/runs", place / name / "runs")
+        (place / name / "runs").mkdir(parents=True)
+        for run in some:
+            shutil.copy(run, place / name / "runs")
     export(Store(place / "results"), place / "runs.zip")
     return place
 

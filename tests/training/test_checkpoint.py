@@ -135,8 +135,8 @@ def kept(tmp_path, digits, company):
     """(checkpoints, the specification of the one that is in them)"""
     checkpoints = Checkpoints(tmp_path, "cpu")
     with pytest.raises(train.Stopped):
-        go(company[1:2], digits, checkpoints, after(4))
-    return checkpoints, company[1]
+        go(company[2:3], digits, checkpoints, after(4))
+    return checkpoints, company[2]
 
 
 @pytest.mark.parametrize("where", [0.0, 0.0002, 0.001, 0.01, 0.3, 0.6, 0.9, 0.999])
@@ -147,7 +147,7 @@ def test_a_flipped_byte_is_found_and_the_run_begins_anew(kept, digits, whole, wh
     raw[int(where * len(raw))] ^= 0x55
     place.write_bytes(raw)
     assert checkpoints.position(spec.id) == (0, 0) and "is passed over" in capsys.readouterr().err
-    assert_same(go([spec], digits, checkpoints), whole[1:2])
+    assert_same(go([spec], digits, checkpoints), whole[2:3])
 
 
 @pytest.mark.parametrize("length", [0, 1, 100, 1000, -1])
@@ -265,7 +265,7 @@ def test_what_is_no_checkpoint_is_passed_over_and_never_waited_for(kept, company
         if odd == "a list":
             place.write_bytes(b"[]\n" + content)
     assert odd == "step too late" or checkpoints.position(spec.id) == (0, 0)
-    assert_same(go([spec], digits, checkpoints), whole[1:2])
+    assert_same(go([spec], digits, checkpoints), whole[2:3])
     assert capsys.readouterr().err.count("is passed over") == 1  # once, however often it was read
 
 
@@ -293,7 +293,7 @@ def test_a_sealed_checkpoint_without_its_run_s_state_is_passed_over(kept, digits
     epoch, step = checkpoints.position(spec.id)
     checkpoints.save(spec.id, epoch, step, FORGED[what](checkpoints.load(spec.id)))
     results = go([spec], digits, checkpoints)
-    assert_same(results, whole[1:2])
+    assert_same(results, whole[2:3])
     assert results[0].provenance["resumed"] == 0 and capsys.readouterr().err.count("is passed over") == 1
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from itertools import count
 from typing import NamedTuple
@@ -43,16 +44,18 @@ def missing(store: Store, tasks: Iterable[Task]) -> list[Task]:
     return [task for run_id, task in once.items() if run_id not in stored]
 
 
-def plan(figures: Iterable[str], profile: str, source: str | None = None, seeds=None) -> list[Task]:
+def plan(figures: Iterable[str], profile: str, source: str | None = None, seeds=None,
+         identify: Callable[[str], data.Known] | None = None) -> list[Task]:
     """Every run of `figures` at `profile`; without torch where the data are known.
 
     source: what `data.load` takes; None: the profile's own data set.
     seeds: what `experiments.parse_seeds` takes; None: the profile's number.
+    identify: `data.identify`, or one that remembers.
     """
     size, chosen = experiments.profile(profile), [experiments.experiment(figure) for figure in figures]
     experiments.parse_seeds(1 if seeds is None else seeds)  # wrong ones are told before the data are looked for
     source = source or size.data
-    spec = experiments.data_spec(size, *data.identify(source))
+    spec = experiments.data_spec(size, *(identify or data.identify)(source))
     return [Task(*run, profile, source, what.name) for what in chosen for run in what.runs(
         size, spec, experiments.parse_seeds(what.seeds(size) if seeds is None else seeds, size.first_seed))]
 
@@ -63,15 +66,18 @@ def campaign(device: str, source: str | None = None, elsewhere: Mapping[str, boo
     elsewhere: of every stored run by id, whether another kind of processor trained it.  Runs of a seed compare best
     where one kind did: of a seed that another has begun and not ended nothing is asked for, but of the next.
     """
-    return list(_once(task for stage in experiments.CAMPAIGN[device] for task in _stage(stage, source, elsewhere)).values())
+    identify = functools.cache(data.identify)  # which looks at every file of a folder
+    return list(_once(task for stage in experiments.CAMPAIGN[device]
+                      for task in _stage(stage, source, elsewhere, identify)).values())
 
 
-def _stage(stage: experiments.Stage, source: str | None, elsewhere: Mapping[str, bool]) -> list[Task]:
+def _stage(stage: experiments.Stage, source: str | None, elsewhere: Mapping[str, bool],
+           identify: Callable[[str], data.Known]) -> list[Task]:
     tasks, found = [], 0
     for seed in count(experiments.profile(stage.profile).first_seed):
         if found == stage.seeds:
             return tasks
-        runs = [task for task in plan([stage.figure], stage.profile, source, [seed])
+        runs = [task for task in plan([stage.figure], stage.profile, source, [seed], identify)
                 if task.label in stage.labels or not stage.labels]
         begun = [elsewhere[task.spec.id] for task in runs if task.spec.id in elsewhere]
         if len(begun) == len(runs) or not any(begun):

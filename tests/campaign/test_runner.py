@@ -118,8 +118,11 @@ def test_a_specification_that_cannot_be_trained_is_refused_before_anything_is(tm
     assert not (tmp_path / "results").exists()
 
 
-def test_the_campaign_names_each_run_once_in_order_of_worth():
+def test_the_campaign_names_each_run_once_in_order_of_worth(monkeypatch):
+    looked, identify = [], todo.data.identify
+    monkeypatch.setattr(todo.data, "identify", lambda source: looked.append(source) or identify(source))
     planned = todo.campaign("cpu", "digits")
+    assert looked == ["digits"]  # of a folder's images each is looked at
     ids = [task.spec.id for task in planned]
     assert len(ids) == len(set(ids))
     stages = experiments.CAMPAIGN["cpu"]

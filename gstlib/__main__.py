@@ -19,22 +19,36 @@ from gstlib.spec import DATASETS
 from gstlib.store import NewerSchema, Store, export, import_
 
 
-def _tasks(args) -> list:
-    """A `gstlib.campaign.todo.Task` for every run asked for."""
-    from gstlib.campaign import todo
+def _runs(args, store: Store, profile: str) -> list[tuple[str, experiments.Labelled]]:
+    """(figure, run) for every run asked for at a profile: of the data named, or of those whose runs the folder holds, or of
+    the profile's own."""
+    from gstlib import data
+    from gstlib.reading.study import asked, find_data
 
-    return todo.plan(_figures(args), _profile(args), args.data, args.seeds)
+    size, chosen = experiments.profile(profile), [experiments.experiment(name) for name in _figures(args, profile)]
+    experiments.parse_seeds(1 if args.seeds is None else args.seeds)  # wrong ones are told before the data are looked for
+    if args.data is None and profile in _held(store):
+        source = find_data(store, size, None)
+    else:
+        source = experiments.data_spec(size, *data.identify(args.data or size.data))
+    return [(what.name, run) for what in chosen for run in asked(store, what, size, source, args.seeds)[0]]
+
+
+def _held(store: Store) -> list[str]:
+    """The profiles that the folder holds runs of."""
+    found = {about["profile"] for _, _, about in store.about()}
+    return [name for name in experiments.PROFILES if name in found]
 
 
 def _profile(args) -> str:
     return "smoke" if args.profile is None else args.profile
 
 
-def _figures(args) -> list[str]:
+def _figures(args, profile: str) -> list[str]:
     if "all" in args.figures and {*args.figures} != {"all"}:
         raise InputError("'all' stands for every figure; name it alone")
     named = list(dict.fromkeys(args.figures))
-    return experiments.every(_profile(args), args.data) if named in ([], ["all"]) else named
+    return experiments.every(profile, args.data) if named in ([], ["all"]) else named
 
 
 def _check_campaign(args) -> None:
@@ -58,12 +72,12 @@ def command_list(args) -> int:
     if args.campaign:
         _check_campaign(args)
         return _list_campaign(args, store)
-    tasks, stored = _tasks(args), set(store.ids())
+    runs, stored = _runs(args, store, _profile(args)), set(store.ids())
     _print(pd.DataFrame([{
-        "figure": task.figure, "label": task.label, "seed": task.spec.seed, "id": task.spec.id,
-        "model": task.spec.model.name, "epochs": task.spec.optimiser.epochs,
-        "rate": f"{100 * task.spec.pruning.schedule.iterative_rate:.1f}%" if task.spec.pruning else "",
-        "stored": task.spec.id in stored} for task in tasks]), args.json)
+        "figure": figure, "label": label, "seed": spec.seed, "id": spec.id,
+        "model": spec.model.name, "epochs": spec.optimiser.epochs,
+        "rate": f"{100 * spec.pruning.schedule.iterative_rate:.1f}%" if spec.pruning else "",
+        "stored": spec.id in stored} for figure, (label, spec) in runs]), args.json)
     return 0
 
 
@@ -98,7 +112,7 @@ def command_run(args) -> int:
         _check_campaign(args)
         outcome = runner.run_campaign(store, args.data, args.device, **options)
     else:
-        outcome = runner.train_missing(store, _figures(args), _profile(args), args.data, args.seeds, args.device,
+        outcome = runner.train_missing(store, _figures(args, _profile(args)), _profile(args), args.data, args.seeds, args.device,
                                        **options)
     for run_id, why in outcome.failed.items():
         print(f"failed: {run_id}: {plain(why, 1000)}", file=sys.stderr)
@@ -108,12 +122,19 @@ def command_run(args) -> int:
 
 
 def command_status(args) -> int:
-    """For every configuration of the figures named: runs stored, runs missing."""
-    stored = set(Store(args.results).ids())
-    frame = pd.DataFrame([{"figure": task.figure, "label": task.label, "stored": task.spec.id in stored}
-                          for task in _tasks(args)])
-    table = frame.groupby(["figure", "label"], sort=False)["stored"].agg(stored="sum", wanted="size").reset_index()
-    _print(table.assign(missing=table["wanted"] - table["stored"]), args.json)
+    """For every configuration of the figures named: runs stored, runs missing; of no figure and no profile named, a line a
+    figure, with runs stored of runs wanted at every profile that the folder holds."""
+    store = Store(args.results)
+    stored, profiles = set(store.ids()), [args.profile] if args.profile is not None else _held(store) or [_profile(args)]
+    frame = pd.DataFrame([{"profile": profile, "figure": figure, "label": label, "stored": spec.id in stored}
+                          for profile in profiles for figure, (label, spec) in _runs(args, store, profile)])
+    table = frame.groupby(["profile", "figure", "label"], sort=False)["stored"].agg(stored="sum", wanted="size").reset_index()
+    if args.profile is None and not args.figures and not args.json:
+        table = table.groupby(["figure", "profile"], sort=False)[["stored", "wanted"]].sum()
+        counted = table["stored"].astype(str) + "/" + table["wanted"].astype(str)
+        _print(counted.unstack(fill_value="").reindex(frame["figure"].unique())[profiles].reset_index(), False)
+    else:
+        _print(table.assign(missing=table["wanted"] - table["stored"]), args.json)
     return 0
 
 
@@ -161,7 +182,7 @@ def command_audit(args) -> int:
 def command_export(args) -> int:
     """Pack stored runs into one archive (all of them; or those of the figures, profile, data and seeds named)."""
     store, named = _existing(args.results), args.figures or (args.profile, args.data, args.seeds) != (None, None, None)
-    ids = {task.spec.id for task in _tasks(args)} & set(store.ids()) if named else None
+    ids = {run.spec.id for _, run in _runs(args, store, _profile(args))} & set(store.ids()) if named else None
     print(f"{export(store, args.archive, ids)} runs packed into {plain(args.archive, 5000)}")
     return 0
 
@@ -219,9 +240,9 @@ def parser() -> argparse.ArgumentParser:
         if figures:
             sub.add_argument("figures", nargs="*", metavar="FIGURE",
                              help=f"which figures: {', '.join(experiments.EXPERIMENTS)}; default all")
-            sub.add_argument("--profile", help=f"{', '.join(experiments.PROFILES)}; default: smoke")
+            sub.add_argument("--profile", help=f"{', '.join(experiments.PROFILES)}; default: smoke; status: all stored")
             sub.add_argument("--data", help=f"{', '.join(DATASETS)}, or the path of a folder or archive of images; "
-                                            "default: the profile's")
+                                            "default: the profile's; list, status and export: that of the stored runs")
             sub.add_argument("--seeds", help="a number of seeds, a range 2-5 or a list 0,4,7; default: the profile's")
         if as_json:
             sub.add_argument("--json", action="store_true", help="print JSON")

@@ -11,6 +11,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from made_up import fill
 from PIL import Image
 
 from gstlib import experiments
@@ -152,6 +153,27 @@ def test_status_counts_stored_and_missing(filled, results, capsys):
     assert sum(row["stored"] for row in rows) == 4 and sum(row["missing"] for row in rows) == 11
     assert main(command) == 0
     assert len(capsys.readouterr().out.splitlines()) == 6
+
+
+def test_what_a_folder_holds_is_told_without_the_images_of_its_runs(results, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("GSTLIB_DATA", str(tmp_path / "nowhere"))
+    given = ["--results", str(results)]
+    assert main(["status", "--profile", "mini", *given]) == 2  # of images that nobody has
+    fill(results, "mini"), fill(results, "quarter")
+    capsys.readouterr()
+
+    assert main(["status", *given]) == 0  # a line a figure
+    lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    assert len(lines) == 1 + len(experiments.EXPERIMENTS) and lines["figure"] == ["mini", "quarter"]
+    assert lines["figure1-vgg11"] == ["15/25", "15/25"] and lines["figureA1"] == ["0/5", "0/5"]
+
+    assert main(["status", "figure1-vgg11", "figureA1", *given, "--json"]) == 0  # a row a configuration
+    rows = printed(capsys)
+    assert [row["profile"] for row in rows] == 6 * ["mini"] + 6 * ["quarter"] and sum(row["stored"] for row in rows) == 30
+    assert main(["list", "figure1-vgg11", "--profile", "quarter", *given, "--json"]) == 0
+    assert {row["id"] for row in printed(capsys) if row["stored"]} <= {*Store(results).ids()}
+    assert main(["export", "figure1-vgg11", "--profile", "quarter", *given, "--archive", str(tmp_path / "runs.zip")]) == 0
+    assert "15 runs packed" in capsys.readouterr().out
 
 
 def test_verify_reads_every_run(filled, results, capsys):

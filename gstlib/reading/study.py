@@ -154,6 +154,18 @@ def once(pruning: PruningSpec) -> bool:
     return all(len(pruning.schedule.event_epochs(layer)) == 1 for layer in range(len(pruning.layers)))
 
 
+def asked(store: Store, what: experiments.Experiment, size: Profile, source: DataSpec, seeds=None) -> tuple[list[Labelled], int]:
+    """The runs of an experiment that `seeds` asks for, as `study` has it, and as how many seeds None counts."""
+    number = what.seeds(size)
+    if seeds is None:
+        stored = set(store.ids())
+        # of experiments that share runs with those of more seeds, a seed counts when it is whole
+        enough = all if what.one_seed else any
+        while enough(run.spec.id in stored for run in what.runs(size, source, [size.first_seed + number])):
+            number += 1
+    return what.runs(size, source, experiments.parse_seeds(number if seeds is None else seeds, size.first_seed)), number
+
+
 def study(store: Store, figure: str, profile: str = "smoke", data: str | None = None, seeds=None) -> Study:
     """Everything stored of `figure` at `profile`; `seeds` as in `experiments.parse_seeds`.
 
@@ -162,14 +174,7 @@ def study(store: Store, figure: str, profile: str = "smoke", data: str | None = 
     """
     size, what = experiments.profile(profile), experiments.experiment(figure)
     source = find_data(store, size, data, figure)
-    number = what.seeds(size)
-    if seeds is None:
-        stored = set(store.ids())
-        # of experiments that share runs with those of more seeds, a seed counts when it is whole
-        enough = all if what.one_seed else any
-        while enough(run.spec.id in stored for run in what.runs(size, source, [size.first_seed + number])):
-            number += 1
-    wanted = what.runs(size, source, experiments.parse_seeds(number if seeds is None else seeds, size.first_seed))
+    wanted, number = asked(store, what, size, source, seeds)
     held = dict(store.runs({run.spec.id for run in wanted}))
     found = [(run, held[run.spec.id]) for run in wanted if run.spec.id in held]
     keys = pd.DataFrame([(run.label, run.spec.seed, run.spec.id) for run, _ in found], columns=measures.KEYS)

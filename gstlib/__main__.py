@@ -10,13 +10,16 @@ import sys
 import traceback
 from contextlib import redirect_stderr, suppress
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from gstlib import experiments, files
 from gstlib.errors import Forgiving, InputError, plain
 from gstlib.spec import DATASETS
-from gstlib.store import NewerSchema, Store, export, import_
+
+if TYPE_CHECKING:  # what takes a second to import is imported where an interrupt is one line
+    import pandas as pd
+
+    from gstlib.store import Store
 
 
 def _runs(args, store: Store, profile: str) -> list[tuple[str, experiments.Labelled]]:
@@ -57,7 +60,10 @@ def _check_campaign(args) -> None:
         raise InputError("--campaign has figures, profiles and seeds of its own; leave FIGURE, --profile and --seeds out")
 
 
-def _print(frame: pd.DataFrame, as_json: bool) -> None:
+def _print(rows: pd.DataFrame | list[dict], as_json: bool) -> None:
+    import pandas as pd
+
+    frame = pd.DataFrame(rows)
     if as_json:
         print(frame.to_json(orient="records", indent=1))
     elif frame.empty:
@@ -68,16 +74,16 @@ def _print(frame: pd.DataFrame, as_json: bool) -> None:
 
 def command_list(args) -> int:
     """Every run of the figures named (all, when none is) at a profile: figure, label, seed, id, stored or not."""
-    store = Store(args.results)
+    store = _store(args.results)
     if args.campaign:
         _check_campaign(args)
         return _list_campaign(args, store)
     runs, stored = _runs(args, store, _profile(args)), set(store.ids())
-    _print(pd.DataFrame([{
+    _print([{
         "figure": figure, "label": label, "seed": spec.seed, "id": spec.id,
         "model": spec.model.name, "epochs": spec.optimiser.epochs,
         "rate": f"{100 * spec.pruning.schedule.iterative_rate:.1f}%" if spec.pruning else "",
-        "stored": spec.id in stored} for figure, (label, spec) in runs]), args.json)
+        "stored": spec.id in stored} for figure, (label, spec) in runs], args.json)
     return 0
 
 
@@ -88,13 +94,13 @@ def _list_campaign(args, store: Store) -> int:
     from gstlib.training.engine import pick_device
 
     device, stored = pick_device(args.device), set(store.ids())
-    frame = pd.DataFrame([{
+    rows = [{
         "figure": task.figure, "profile": task.profile, "label": task.label, "seed": task.spec.seed, "id": task.spec.id,
         "model": task.spec.model.name, "seconds": round(pace.seconds_per_run(task.spec, device, runner.REPLICAS), 1)}
-        for task in todo.campaign(device.type, args.data, runner.elsewhere(store, device)) if task.spec.id not in stored])
-    _print(frame, args.json)
-    if not args.json and len(frame):
-        print(f"{len(frame)} runs, {frame['seconds'].sum() / 3600:.1f} hours one after the other on {device} "
+        for task in todo.campaign(device.type, args.data, runner.elsewhere(store, device)) if task.spec.id not in stored]
+    _print(rows, args.json)
+    if not args.json and rows:
+        print(f"{len(rows)} runs, {sum(row['seconds'] for row in rows) / 3600:.1f} hours one after the other on {device} "
               "(measured on a few steps)")
     return 0
 
@@ -105,7 +111,7 @@ def command_run(args) -> int:
     from gstlib.training.engine import switch_off
 
     switch_off(args.without)
-    store = Store(args.results)
+    store = _store(args.results)
     options = {name: getattr(args, name) for name in (
         "workers", "replicas", "time_limit", "quiet", "executor", "address", "gpus_per_group", "checkpoint_every")}
     if args.campaign:
@@ -124,7 +130,9 @@ def command_run(args) -> int:
 def command_status(args) -> int:
     """For every configuration of the figures named: runs stored, runs missing; of no figure and no profile named, a line a
     figure, with runs stored of runs wanted at every profile that the folder holds."""
-    store = Store(args.results)
+    import pandas as pd
+
+    store = _store(args.results)
     stored, profiles = set(store.ids()), [args.profile] if args.profile is not None else _held(store) or [_profile(args)]
     frame = pd.DataFrame([{"profile": profile, "figure": figure, "label": label, "stored": spec.id in stored}
                           for profile in profiles for figure, (label, spec) in _runs(args, store, profile)])
@@ -140,6 +148,8 @@ def command_status(args) -> int:
 
 def command_verify(args) -> int:
     """Read every stored run and check it against its digest and its id; exit code 1 when one fails; changes nothing."""
+    from gstlib.store import NewerSchema
+
     store, rows, nothing = _existing(args.results), [], {"model": "", "profile": "", "epochs": 0,
                                                          "final_accuracy": None, "commit": "", "problem": ""}
     for run_id in store.ids():
@@ -154,7 +164,7 @@ def command_verify(args) -> int:
         except KeyError:
             found = {"ok": False, "problem": "it is a link to nothing, or was removed just now"}
         rows.append({"id": run_id} | nothing | found)
-    _print(pd.DataFrame(rows), args.json)
+    _print(rows, args.json)
     whole, bad, newer = (sum(row["ok"] is ok for row in rows) for ok in (True, False, None))
     if not args.json:
         print(f"{whole} runs are as they were written, {bad} are not"
@@ -169,7 +179,7 @@ def command_audit(args) -> int:
     profile = _profile(args)
     found = audit(_existing(args.results), profile, args.data or experiments.profile(profile).data, args.run, args.device,
                   args.quiet)
-    _print(pd.DataFrame([found]), args.json)
+    _print([found._asdict()], args.json)
     if not args.json:
         print("the same bit for bit" if found.same else "not the same bit for bit, "
               + ("as it must be on a CPU of the same type with the same versions and techniques" if found.alike else
@@ -181,6 +191,8 @@ def command_audit(args) -> int:
 
 def command_export(args) -> int:
     """Pack stored runs into one archive (all of them; or those of the figures, profile, data and seeds named)."""
+    from gstlib.store import export
+
     store, named = _existing(args.results), args.figures or (args.profile, args.data, args.seeds) != (None, None, None)
     ids = {run.spec.id for _, run in _runs(args, store, _profile(args))} & set(store.ids()) if named else None
     print(f"{export(store, args.archive, ids)} runs packed into {plain(args.archive, 5000)}")
@@ -189,7 +201,9 @@ def command_export(args) -> int:
 
 def command_import(args) -> int:
     """Take the runs of an archive into the results folder; exit code 1 when one is refused."""
-    store = Store(args.results)
+    from gstlib.store import import_
+
+    store = _store(args.results)
     added, known, refused = import_(store, args.archive)
     print(f"{len(added)} runs added to {plain(store.path, 5000)}, {len(known)} were there already, {len(refused)} refused")
     for name, why in refused.items():
@@ -219,10 +233,16 @@ def command_bench(args) -> int:
     return 0
 
 
+def _store(results: str) -> Store:
+    from gstlib.store import Store
+
+    return Store(results)
+
+
 def _existing(results: str) -> Store:
     if not os.path.exists(results):
         raise InputError(f"results folder {results} does not exist; name one with --results")
-    return Store(results)
+    return _store(results)
 
 
 def parser() -> argparse.ArgumentParser:

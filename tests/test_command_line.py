@@ -472,6 +472,12 @@ def test_reading_imports_no_torch(module):
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
 
 
+def test_an_interrupt_while_modules_are_imported_is_one_line_too():
+    """What takes a second is imported within a command; `python -m` itself is in the interpreter's hands."""
+    done = python("-c", "import sys, gstlib.__main__; print(sorted({'numpy', 'pandas', 'scipy', 'torch'} & {*sys.modules}))")
+    assert done.stdout == "[]\n"
+
+
 def test_verifying_imports_no_torch(filled, results):
     code = ("import sys; from gstlib.__main__ import main; code = main(['verify', '--results', sys.argv[1]]); "
             "print('torch' in sys.modules, code)")

@@ -82,6 +82,9 @@ class Processes:
         self.context = multiprocessing.get_context("spawn")
         self.ending = self.context.RawValue("b", False)  # without a lock, which a killed worker might hold
         self.pools, self.queues, self.futures, self.workers = {}, {}, {}, []
+        if setting.device.type == "cpu":
+            # a step reads and writes all weights and moments: with large pages, where there are any, one of VGG11 took 9 % less
+            os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 
     def submit(self, specs: list[RunSpec], source: str, profile: str) -> Future:
         slot = next(i for i in range(self.slots) if i not in self.futures or self.futures[i].done())

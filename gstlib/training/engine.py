@@ -99,11 +99,15 @@ class Replica:
         self.model, self.spec, self.loader, self.precision = model, spec, loader, precision
         self.device, loader.smoothing = loader.device, spec.label_smoothing
         fused = "fused-optimiser" not in switched_off()
+        # a CPU's fused step copies what is no row after row: it gets views of channels-last kernels that are
+        self._stepped = [(p, p if p.is_contiguous() or p.dim() != 4 or self.device.type == "cuda" else nn.Parameter(_by_rows(p)))
+                         for p in model.parameters()]
+        stepped = [view for _, view in self._stepped]
         if spec.name == "adam":
-            self.optimiser = torch.optim.Adam(model.parameters(), lr=spec.lr, weight_decay=spec.weight_decay, fused=fused,
+            self.optimiser = torch.optim.Adam(stepped, lr=spec.lr, weight_decay=spec.weight_decay, fused=fused,
                                               capturable=self.device.type == "cuda")
         else:
-            self.optimiser = torch.optim.SGD(model.parameters(), lr=spec.lr, momentum=spec.momentum,
+            self.optimiser = torch.optim.SGD(stepped, lr=spec.lr, momentum=spec.momentum,
                                              weight_decay=spec.weight_decay, fused=fused)
         # a captured step reads its rate from the device, where the host can change it; CUDA's kernels take float32
         rate = torch.tensor(spec.lr, dtype=torch.float32 if self.device.type == "cuda" else torch.float64, device=self.device)
@@ -166,8 +170,11 @@ class Replica:
 
     def step(self, size: int) -> None:
         """One training step on the next `size` images."""
-        self.optimiser.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         self.run(train_pass, size).backward()
+        for parameter, view in self._stepped:
+            if view is not parameter and parameter.grad is not None:
+                view.grad = _by_rows(parameter.grad)
         self.optimiser.step()
 
     @torch.no_grad()
@@ -217,6 +224,11 @@ class Replica:
     def tensors(self) -> list[torch.Tensor]:
         """Everything a step changes, the optimiser's state apart."""
         return [*self.model.parameters(), *self.model.buffers(), self.sums, self.loader.position]
+
+
+def _by_rows(kernel: torch.Tensor) -> torch.Tensor:
+    """A view (o, h, w, c) of a kernel (o, c, h, w)."""
+    return kernel.detach().permute(0, 2, 3, 1)
 
 
 def _stages(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -465,7 +477,7 @@ class Engine:
                 self.capture = False
                 self._graphs.clear()
                 for replica in replicas:
-                    replica.optimiser.zero_grad(set_to_none=True)
+                    replica.model.zero_grad(set_to_none=True)
         if self.capture:
             self._graphs[key].replay()
         else:
@@ -526,7 +538,7 @@ class Engine:
         try:
             with torch.cuda.stream(stream):
                 for _ in range(_WARM_UP):
-                    replica.optimiser.zero_grad(set_to_none=True)
+                    replica.model.zero_grad(set_to_none=True)
                     torch.cuda.reset_peak_memory_stats(self.device)
                     held = torch.cuda.memory_allocated(self.device)
                     replica.loader.position.copy_(start)  # never past the last image
@@ -539,7 +551,7 @@ class Engine:
                     tensor.copy_(value)
                 for tensor in moments() if new else ():  # moments of zero are those of an optimiser that has not stepped
                     tensor.zero_()
-            replica.optimiser.zero_grad(set_to_none=True)
+            replica.model.zero_grad(set_to_none=True)
 
 
 def _room(device: torch.device) -> int:

@@ -152,6 +152,7 @@ def campaign(tmp_path, long):
 
 def test_workers_of_a_killed_campaign_end_and_its_runs_are_free(tmp_path, long, campaign):
     crew = workers(campaign.pid)
+    assert all(b"hugetlb=1" in Path(f"/proc/{pid}/environ").read_bytes() for pid in crew)
     campaign.kill()
     with Leases(tmp_path / "leases") as leases:
         until(lambda: leases.take(long.spec.id))

@@ -245,9 +245,10 @@ def test_what_the_environment_switches_off_is_not_used_and_shown(digits, spec, g
     assert bool(gpu.made) == ("capture" not in off)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("name", ["adam", "sgd"])
-def test_without_the_fused_optimiser_steps_are_nearly_the_same(digits, spec, monkeypatch, name):
-    one = spec(optimiser=OptimiserSpec(name=name, momentum=0.9 * (name == "sgd"), epochs=1, milestones=(), batch_size=32))
+def test_without_the_fused_optimiser_steps_are_nearly_the_same(digits, spec, monkeypatch, name, channels_last):
+    one = spec(channels_last=channels_last, optimiser=OptimiserSpec(name=name, momentum=0.9 * (name == "sgd"), epochs=1, milestones=(), batch_size=32))
     fused = train.train(one, digits)
     monkeypatch.setenv("GSTLIB_WITHOUT", "fused-optimiser")
     plain = train.train(one, digits)

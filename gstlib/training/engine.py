@@ -99,9 +99,9 @@ class Replica:
         self.model, self.spec, self.loader, self.precision = model, spec, loader, precision
         self.device, loader.smoothing = loader.device, spec.label_smoothing
         fused = "fused-optimiser" not in switched_off()
-        # a CPU's fused step copies what is no row after row: it gets views of channels-last kernels that are
-        self._stepped = [(p, p if p.is_contiguous() or p.dim() != 4 or self.device.type == "cuda" else nn.Parameter(_by_rows(p)))
-                         for p in model.parameters()]
+        # a CPU's fused step copies what is not contiguous, so of channels-last kernels it gets views that are
+        self._stepped = [(p, p if p.is_contiguous() or p.dim() != 4 or self.device.type == "cuda"
+                          else nn.Parameter(_by_rows(p))) for p in model.parameters()]
         stepped = [view for _, view in self._stepped]
         if spec.name == "adam":
             self.optimiser = torch.optim.Adam(stepped, lr=spec.lr, weight_decay=spec.weight_decay, fused=fused,

@@ -90,9 +90,10 @@ def short(table: pd.DataFrame) -> str:
     run = (full != NOT_RUN) | (small != NOT_RUN)
     rows = [(row.id, row.statement, f"**{full[row.Index]}**", small[row.Index])
             for row in table[run].itertuples()]
+    left = (f"Of the paper's {len(table)} claims {(~run).sum()} are not run yet." if not run.all() else
+            f"All of the paper's {len(table)} claims were run, {(full == NOT_RUN).sum()} of them at small scale alone.")
     return (markdown(rows, ["", "claim", "full width", f"small scale (`{verdicts.SMALL}`)"])
-            + f"\n\nOf the paper's {len(table)} claims {(~run).sum()} are not run yet. What Holm's p over all that were run does "
-              "not uphold counts as inconclusive.")
+            + f"\n\n{left} What Holm's p over all that were run does not uphold counts as inconclusive.")
 
 
 def words(table: pd.DataFrame, run: Study | None) -> str:

@@ -197,7 +197,12 @@ class Pruner:
         channels.
         """
         around = Surroundings(self.model, self._example)
-        zeros = proof.zeros_for_plain(around)
+        try:
+            zeros = proof.zeros_for_plain(around)
+        except InputError:
+            for layer in self.layers:  # masks that are gone are the reason then
+                layer.check_carried(self.model)
+            raise
         compaction = Compaction(around, zeros) if compact else None
         self.effect.end()
         masking.unmask(self.model, zeros)

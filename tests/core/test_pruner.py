@@ -475,6 +475,27 @@ def test_a_second_pruner_on_a_layer_takes_of_what_is_left():
     assert set(model.state_dict()) == before and len(zero_channels(model[:2], "1")) == 9
 
 
+@pytest.mark.parametrize("how", [{"score": "l2"}, {"effect": "remove-weights"}, {"structure": "weight"}])
+def test_what_another_pruner_disturbed_for_a_time_can_be_removed(how):
+    model = plain_pair()
+    first = Pruner(model, Schedule(0, 0, 0.8, 1), ["0"], effect="zero")
+    assert first.epoch(0, lambda: 0.5)[0]["removed_total"] == 8  # of those that an event has targeted
+    (row,) = Pruner(model, Schedule(0, 0, 0.5, 1), ["0"], **how).epoch(0, lambda: 0.5)
+    assert row["removed"] == row["removed_total"] == row["units"] // 2
+    (row,) = Pruner(model, Schedule(0, 0, 0.1, 1), ["0"], effect="zero").epoch(0, lambda: 0.5)
+    assert row["removed_total"] >= 9  # neither is struck again
+
+
+def test_masks_that_do_nothing_any_more_are_the_reason_why_finish_refuses():
+    model = plain_pair()
+    pruner = Pruner(model, Schedule(0, 0, 0.5, 1), ["0"])
+    pruner.epoch(0, lambda: 0.5)
+    for module in model.modules():
+        module._forward_hooks.clear()
+    with pytest.raises(InputError, match="masks of layer '0' are gone.*hooks were removed"):
+        pruner.finish()
+
+
 @pytest.mark.parametrize("how", [{}, {"structure": "weight"}, {"effect": "zero", "batches": 2},
                                  {"effect": "zero", "score": "activation"}])
 @pytest.mark.parametrize("gone", ["norms are converted", "hooks are cleared", "another finishes",

@@ -43,6 +43,11 @@ def _held(store: Store) -> list[str]:
     return [name for name in experiments.PROFILES if name in found]
 
 
+def _stored(store: Store) -> set[str]:
+    """The ids of all stored runs but those that `run` would train again, like damaged ones."""
+    return {run_id for run_id, _, _ in store.about()}
+
+
 def _profile(args) -> str:
     return "smoke" if args.profile is None else args.profile
 
@@ -78,7 +83,7 @@ def command_list(args) -> int:
     if args.campaign:
         _check_campaign(args)
         return _list_campaign(args, store)
-    runs, stored = _runs(args, store, _profile(args)), set(store.ids())
+    runs, stored = _runs(args, store, _profile(args)), _stored(store)
     _print([{
         "figure": figure, "label": label, "seed": spec.seed, "id": spec.id,
         "model": spec.model.name, "epochs": spec.optimiser.epochs,
@@ -93,7 +98,7 @@ def _list_campaign(args, store: Store) -> int:
     from gstlib.training import pace
     from gstlib.training.engine import pick_device
 
-    device, stored = pick_device(args.device), set(store.ids())
+    device, stored = pick_device(args.device), _stored(store)
     rows = [{
         "figure": task.figure, "profile": task.profile, "label": task.label, "seed": task.spec.seed, "id": task.spec.id,
         "model": task.spec.model.name, "seconds": round(pace.seconds_per_run(task.spec, device, runner.REPLICAS), 1)}
@@ -133,7 +138,7 @@ def command_status(args) -> int:
     import pandas as pd
 
     store = _store(args.results)
-    stored, profiles = set(store.ids()), [args.profile] if args.profile is not None else _held(store) or [_profile(args)]
+    stored, profiles = _stored(store), [args.profile] if args.profile is not None else _held(store) or [_profile(args)]
     frame = pd.DataFrame([{"profile": profile, "figure": figure, "label": label, "stored": spec.id in stored}
                           for profile in profiles for figure, (label, spec) in _runs(args, store, profile)])
     table = frame.groupby(["profile", "figure", "label"], sort=False)["stored"].agg(stored="sum", wanted="size").reset_index()

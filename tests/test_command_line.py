@@ -239,6 +239,17 @@ def test_a_damaged_run_is_reported_and_trained_again(filled, results, capsys):
     assert after.drop(columns="seconds").equals(before.drop(columns="seconds"))
 
 
+def test_a_damaged_run_counts_as_missing_wherever_runs_are_counted(filled, results, capsys):
+    damaged = filled.ids()[1]
+    filled.file(damaged).write_bytes(b"nonsense")
+    asked = ["figure1-vgg11", "--profile", "tiny", "--results", str(results), "--json"]
+    for data in ([], ["--data", "digits"]):
+        assert main(["list", *asked, *data]) == 0
+        assert {row["id"] for row in printed(capsys) if not row["stored"]} == {damaged}
+        assert main(["status", *asked, *data]) == 0
+        assert sum(row["missing"] for row in printed(capsys)) in (1, 2)  # a run may have two labels
+
+
 def test_runs_travel_in_an_archive(filled, results, tmp_path, capsys):
     archive, other = str(tmp_path / "runs.zip"), tmp_path / "other"
     assert main(["export", "--archive", archive, "--results", str(results)]) == 0

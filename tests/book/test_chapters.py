@@ -291,6 +291,15 @@ def test_one_changed_row_changes_number_verdict_and_figure_and_nothing_stale_sta
     assert len(left) == 8 and all(name.startswith("figure1-resnet18") for name in left)
 
 
+@pytest.mark.parametrize("name", ["runs", "engine"])
+def test_a_page_that_reads_single_runs_passes_over_a_damaged_one(name, run_here, tmp_path, capsys):
+    store = fill(tmp_path / "results")
+    shutil.copytree(store.folder, store.path / "elsewhere/runs")
+    store.file(store.ids()[0]).write_bytes(b"nonsense")
+    run_here(ROOT / f"chapters/{name}.ipynb", profile="smoke", results=str(store.path), output=str(tmp_path))
+    assert "counts as missing" in capsys.readouterr().err
+
+
 def test_an_empty_store_is_one_message_that_names_the_command(tmp_path):
     Store(tmp_path / "none").check_writable()
     done, place = execute(ROOT / "chapters/figure2.ipynb", tmp_path, profile="smoke", results=tmp_path / "none",

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from gstlib import claims
 from gstlib.book import front
 from gstlib.claims import NOT_RUN, verdicts
+from gstlib.errors import InputError
 from gstlib.reading import figures
 from gstlib.reading.study import Study, study
 from gstlib.reading.text import markdown
@@ -110,8 +111,13 @@ def replaced(text: str, new: str) -> str:
 
 
 if __name__ == "__main__":  # what `make readme` calls, with the folder of results
-    from_runs = Store(sys.argv[1])
-    shown = one_run(from_runs)
-    README.write_text(replaced(README.read_text(), words(claims.evaluate(from_runs), shown)))
+    try:
+        from_runs = Store(sys.argv[1])
+        if not from_runs.ids():
+            raise InputError(f"{from_runs.path.absolute()} holds no run that the README could tell of; name another folder")
+        shown, table = one_run(from_runs), claims.evaluate(from_runs)
+    except InputError as error:
+        sys.exit(f"gstlib: {error}")
+    README.write_text(replaced(README.read_text(), words(table, shown)))
     if shown:
         animate(shown, PICTURE)

@@ -1,6 +1,7 @@
 """What the README says of the stored runs, and its moving picture: true, and no older than the runs."""
 
 import re
+import runpy
 
 import pytest
 from made_up import fill
@@ -84,3 +85,13 @@ def test_a_run_is_animated_epoch_by_epoch(tmp_path):
 def test_only_what_lies_between_the_markers_is_replaced():
     text = f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter \\1"
     assert readme.replaced(text, "new \\1") == f"before\n{readme.BEGIN}\n\nnew \\1\n\n{readme.END}\nafter \\1"
+
+
+@pytest.mark.parametrize("results, why", [("typo", "holds no run"), ("README.md", "is a file")])
+def test_a_folder_without_runs_leaves_the_readme_as_it_is(results, why, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / readme.README).write_text(text := f"{readme.BEGIN}\nold\n{readme.END}")
+    monkeypatch.setattr("sys.argv", ["readme", results])
+    with pytest.raises(SystemExit, match=f"^gstlib: .*{why}"):
+        runpy.run_path(readme.__file__, run_name="__main__")
+    assert (tmp_path / readme.README).read_text() == text

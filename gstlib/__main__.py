@@ -331,8 +331,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     with redirect_stderr(Forgiving(sys.stderr)):
         try:
-            if not args.results:
-                raise InputError("--results must name a folder")
+            for option, value in vars(args).items():  # of an unset variable, as a rule
+                if value == "":
+                    raise InputError(f"--{option} is empty; give it a value or leave it out")
             code = args.function(args)
             print(end="", flush=True)
             return code

@@ -294,6 +294,7 @@ BAD = {
     "a campaign of seeds": ["run", "--campaign", "--seeds", "3", "--profile", "smoke"],
     "a name longer than a name may be": ["list", "--data", "./" + 300 * "x"],
     "a text of control codes": ["run", "--data", "./\x1b]0;title\x07\nx"],
+    "empty data": ["list", "figure3", "--data", ""],
     "verify": ["verify"],
     "import": ["import", "--archive", "nowhere.zip"],
     "export": ["export", "--archive", "runs.zip"],

@@ -7,8 +7,10 @@ import json
 import os
 import signal
 import sys
+import threading
 import traceback
-from contextlib import redirect_stderr, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -324,12 +326,32 @@ def _open_streams() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """A list of the SIGINTs so far: a module in the midst of its import may swallow the exception, and fail for it."""
+    numbers: list[int] = []
+
+    def asked(number: int, frame) -> None:
+        numbers.append(number)
+        signal.default_int_handler(number, frame)
+
+    ours = (threading.current_thread() is threading.main_thread()  # nowhere else can handlers be set
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler)  # nohup's stays
+    if ours:
+        signal.signal(signal.SIGINT, asked)
+    try:
+        yield numbers
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code (2: bad input, 130 or 143: interrupted by SIGINT or SIGTERM,
     141: nobody read to the end)."""
     _open_streams()
     args = parser().parse_args(argv)
-    with redirect_stderr(Forgiving(sys.stderr)):
+    with redirect_stderr(Forgiving(sys.stderr)), _interrupts() as interrupts:
         try:
             for option, value in vars(args).items():  # of an unset variable, as a rule
                 if value == "":
@@ -340,10 +362,6 @@ def main(argv: list[str] | None = None) -> int:
         except InputError as error:
             print(f"gstlib: {plain(error, 5000)}", file=sys.stderr)
             return 2
-        except KeyboardInterrupt as interrupt:
-            print("gstlib: interrupted" + ("; finished runs are stored, runs in progress keep their checkpoints, the same "
-                                           "command goes on from there" if args.command == "run" else ""), file=sys.stderr)
-            return 128 + getattr(interrupt, "signum", signal.SIGINT)
         except OSError as error:
             with suppress(OSError):  # what is left to be written would fail again at the end
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -354,6 +372,12 @@ def main(argv: list[str] | None = None) -> int:
             said = f"standard output cannot be written: {error.strerror}" if printing else error
             print(f"gstlib: {plain(said, 5000)}", file=sys.stderr)
             return 2 if error.filename else 1
+        except BaseException as error:
+            if not (interrupts or isinstance(error, KeyboardInterrupt)):
+                raise
+            print("gstlib: interrupted" + ("; finished runs are stored, runs in progress keep their checkpoints, the same "
+                                           "command goes on from there" if args.command == "run" else ""), file=sys.stderr)
+            return 128 + getattr(error, "signum", signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from unittest import mock
 
@@ -388,6 +389,18 @@ def test_an_interrupted_run_keeps_what_is_finished_and_goes_on(results, capsys, 
     assert err.count("\n") == 1 and "interrupted" in err and Store(results).ids() == sorted(written)
     assert run(results) == 0
     assert "2 runs trained, 2 were stored already" in capsys.readouterr().out
+
+
+def test_an_interrupt_that_an_import_swallows_and_fails_for_is_one_line_too(filled, results, capsys, monkeypatch):
+    def half_imported(*_):
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise AttributeError("module 'numpy._core' has no attribute '_multiarray_umath'")
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(Store, "ids", half_imported)
+    assert main(["verify", "--results", str(results)]) == 130
+    assert capsys.readouterr().err == "gstlib: interrupted\n" and signal.getsignal(signal.SIGINT) is before
 
 
 def test_what_cannot_go_on_is_not_said_to(filled, results, capsys, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from errno import ENOLCK, ENOTSUP
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -39,6 +40,9 @@ class Leases:
         except Timeout:
             return False
         except OSError as error:
+            if error.errno in (ENOLCK, ENOTSUP):  # a file system without locks: another may train it too, for nothing
+                self.held[run_id] = lock
+                return True
             raise InputError(f"{lock.lock_file} cannot be locked ({error.strerror}); remove it") from error
         self.held[run_id] = lock
         return True

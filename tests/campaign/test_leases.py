@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -75,6 +77,17 @@ def test_a_lease_that_is_no_file_is_told(tmp_path, make):
     make(tmp_path / f"{RUN}.lock")
     with pytest.raises(InputError, match=f"{RUN}.lock cannot be locked"):
         Leases(tmp_path).take(RUN)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
+def test_where_no_file_can_be_locked_every_run_is_free(tmp_path, monkeypatch, number):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with Leases(tmp_path) as one, Leases(tmp_path) as two:
+        assert one.take(RUN) and two.take(RUN) and set(one.held) == set(two.held) == {RUN}
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_pipe_in_a_lease_s_place_is_not_waited_for(tmp_path):

@@ -263,11 +263,14 @@ def _folder(path: Path, key: str | None) -> list[np.ndarray]:
 
 class _Member(tarfile.TarInfo):
     """A member's header; those of long names and the like, which are read into memory whole, may not be large, and of
-    sparse files, whose maps are, there are none."""
+    sparse files, whose maps are, there are none. One that is damaged is an error, not the archive's end."""
 
     @classmethod
     def frombuf(cls, buf, encoding, errors):
-        header = super().frombuf(buf, encoding, errors)
+        try:
+            header = super().frombuf(buf, encoding, errors)
+        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError, tarfile.InvalidHeaderError) as error:
+            raise tarfile.ReadError(f"it is damaged or cut ({error})") from error
         if header.size > _HEADER and header.type in _IN_MEMORY:
             raise tarfile.HeaderError(f"a header claims {header.size} bytes")
         if header.type == tarfile.GNUTYPE_SPARSE:
@@ -298,6 +301,8 @@ def _unpack(path: Path, folder: Path) -> None:
                 archive.extract(member, folder, filter="data")
                 archive.members = []  # else every header read so far stays in memory
                 archive.pax_headers.clear()
+            while size <= _UNPACKED and (rest := archive.fileobj.read(2**20)):  # its compression's checksum is at the end
+                size += len(rest)
     except _BROKEN as error:
         raise InputError(f"archive {path} cannot be unpacked safely: {error}") from error
 

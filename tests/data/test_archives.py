@@ -1,11 +1,13 @@
 """Small tar archives made to take much memory, or to end in a traceback."""
 
 import gzip
+import io
 import tarfile
 import tracemalloc
 
 import pytest
 import torchvision.datasets.folder  # noqa: F401  which takes memory itself
+from PIL import Image
 
 from gstlib import data
 from gstlib.errors import InputError
@@ -61,3 +63,35 @@ def test_headers_take_little_memory_and_end_in_one_sentence(tmp_path, bomb):
     finally:
         tracemalloc.stop()
     assert "\n" not in str(caught.value) and taken < 2**25
+
+
+def images() -> bytes:
+    """An archive of six images in two classes; each takes 4,096 bytes, its header 512 of them."""
+    whole = io.BytesIO()
+    with tarfile.open(fileobj=whole, mode="w") as archive:
+        for name in ("train/a/0", "train/a/1", "train/b/0", "test/a/0", "test/b/0", "test/b/1"):
+            Image.new("RGB", (32, 32), (len(name), 9, 9)).save(picture := io.BytesIO(), "bmp")
+            member = tarfile.TarInfo(f"{name}.bmp")
+            member.size = len(picture.getvalue())
+            archive.addfile(member, io.BytesIO(picture.getvalue()))
+    return whole.getvalue()
+
+
+def flipped(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1:]
+
+
+def compressed() -> bytes:
+    """As gzip keeps what does not become smaller; behind its 10 bytes and 5 of deflate's the images begin."""
+    return gzip.compress(images(), compresslevel=0)
+
+
+@pytest.mark.parametrize("make", [
+    lambda: images()[:5 * 4096], lambda: images()[:5 * 4096 + 100], lambda: flipped(images(), 5 * 4096 + 3),
+    lambda: flipped(compressed(), 15 + 3000)], ids=["cut between", "cut within a header", "header", "compressed"])
+def test_a_damaged_archive_is_not_taken_for_a_smaller_or_another_set(tmp_path, make):
+    (place := tmp_path / "images.tar").write_bytes(images())
+    assert len(data.load(place).train_y) == 3
+    place.write_bytes(make())
+    with pytest.raises(InputError, match="cannot be unpacked safely"):
+        data.load(place)

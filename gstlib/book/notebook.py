@@ -38,10 +38,10 @@ _WIDTH = 600  # of a picture on a desktop; a narrower screen shrinks it
 
 @contextmanager
 def _without_traceback():
-    """Let IPython show an `InputError` as its message alone, which says what to do."""
+    """Let IPython show an `InputError` as its message alone, which says what to do, and so a file that cannot be written."""
     try:
         yield
-    except InputError:
+    except (InputError, OSError):
         if shell := get_ipython():
             shell.InteractiveTB.set_mode("Minimal")
         raise
@@ -138,6 +138,7 @@ class Chapter:
             display(HTML(boxes.nothing(what, wide, runs, there.command if there else made_by, self.store, lacks)))
         return None
 
+    @_without_traceback()
     def show(self, study: Study | None, draw: Callable[[Study], Figure], name: str, seen: str,
              rows: Callable[[Study], pd.DataFrame] = lambda study: study.runs, confidence: float = 0.95) -> None:
         """Draw and save one panel with its caption and links, or show one box a figure that says what its runs take.
@@ -173,6 +174,7 @@ class Chapter:
         """All that is stored where `study` is the part of it that is shown: seeds that not every configuration has, too."""
         return next((each for each in self.whole if (each.experiment, each.profile) == (study.experiment, study.profile)), study)
 
+    @_without_traceback()
     def show_figure(self, figure: Figure, name: str, rows: pd.DataFrame, seen: str, caption: str = "",
                     more: dict[str, str] | None = None, outcome: str = "") -> None:
         """Save and display `figure`; beneath it number, `seen`, `caption`, links to PNG, SVG, CSV, `more` and the notebook.

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pandas as pd
 import pytest
@@ -319,6 +320,15 @@ def test_an_unknown_parameter_is_refused_with_the_known_ones(tmp_path):
         (error,) = [out for cell in json.loads(place.read_text())["cells"] for out in cell.get("outputs", [])
                     if out["output_type"] == "error"]
         assert error["ename"] == "InputError" and len(error["traceback"]) == 1
+
+
+def test_a_folder_of_figures_that_cannot_be_written_is_one_message(whole, run_here, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("kept")
+    monkeypatch.setattr(notebook, "get_ipython", lambda: shell)
+    shell = mock.Mock(user_ns={})
+    with pytest.raises(OSError, match="file"):
+        run_here(ROOT / "chapters/figure1-run.ipynb", profile="smoke", results=str(whole.path), output=str(tmp_path / "file"))
+    shell.InteractiveTB.set_mode.assert_called_with("Minimal")
 
 
 def test_injected_parameters_are_those_of_papermill_s_cell_alone():

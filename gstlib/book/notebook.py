@@ -262,7 +262,7 @@ def drawn_from(chapters: Iterable[str], profile: str, results: str, data: str | 
     digest = hashlib.sha256(repr([profile, results, data, seeds, *chapters]).encode())
     for folder, pattern in ((Path(), "pyproject.toml"), (Path(), "chapters/*.ipynb"), (Path(), "gstlib/**/*.py"),
                             (store.path, "[!.]*.json"), (store.path, "**/runs/*.parquet")):
-        for place in sorted(folder.glob(pattern)):
+        for place in filter(Path.is_file, sorted(folder.glob(pattern))):  # a pipe is not waited for
             digest.update(repr([place.name, hashlib.sha256(place.read_bytes()).hexdigest()]).encode())
     return digest.hexdigest()
 

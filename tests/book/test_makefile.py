@@ -162,3 +162,12 @@ def test_what_figures_are_drawn_from_knows_parameters_sources_and_every_run(draw
     for wrong in ({"profile": "nope"}, {"seeds": "many"}, {"results": ""}, {"data": "digits"}):
         with pytest.raises(InputError):
             drawn(**wrong)
+
+
+def test_what_is_no_file_among_the_results_stops_no_drawing(drawn, tmp_path):
+    before = drawn()
+    (tmp_path / "book/results/a.json").mkdir()
+    assert drawn() == before
+    os.mkfifo(tmp_path / "book/results/pipe.json")
+    os.mkfifo(tmp_path / f"book/results/elsewhere/runs/{16 * 'f'}.parquet")
+    assert drawn() == before

@@ -159,9 +159,16 @@ def asked(store: Store, what: experiments.Experiment, size: Profile, source: Dat
     number = what.seeds(size)
     if seeds is None:
         stored = set(store.ids())
-        # of experiments that share runs with those of more seeds, a seed counts when it is whole
-        enough = all if what.one_seed else any
-        while enough(run.spec.id in stored for run in what.runs(size, source, [size.first_seed + number])):
+
+        def ids(of: experiments.Experiment) -> set[str]:
+            return {run.spec.id for run in of.runs(size, source, [size.first_seed + number])}
+
+        def own() -> set[str]:
+            others = (each for each in experiments.EXPERIMENTS.values() if what.one_seed and each is not what)
+            return ids(what).difference(*map(ids, others))
+
+        # of experiments that share runs with those of more seeds, a seed counts when it is whole or a run of no other is there
+        while ids(what) <= stored or stored & own():
             number += 1
     return what.runs(size, source, experiments.parse_seeds(number if seeds is None else seeds, size.first_seed)), number
 

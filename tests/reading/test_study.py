@@ -52,6 +52,14 @@ def test_a_number_of_seeds_counts_from_the_profile_s_first(tmp_path):
     assert {run.spec.seed for run in study(store, "figure1-vgg11", "mini", seeds="2-3").wanted} == {2, 3}
 
 
+def test_a_further_seed_counts_once_a_run_that_no_other_experiment_asks_for_is_stored(tmp_path):
+    store, (first, *_) = Store(tmp_path), experiments.experiment("beyond-regularisers").runs(SMOKE, DATA, [0])
+    further = {run.label: run for run in experiments.experiment("beyond-regularisers").runs(SMOKE, DATA, [1])}
+    for run, seeds in ((first, {0}), (further["none"], {0}), (further["none, GroupNorm"], {0, 1})):
+        write(store, run, 0.5, 0.1)
+        assert {run.spec.seed for run in study(Store(tmp_path), "beyond-regularisers").wanted} == seeds
+
+
 def test_missing_runs_are_named(store):
     gone = next(r for r in experiments.figures.figure1_vgg11(SMOKE, DATA, [1]) if r.label == "L r=40")
     store.file(gone.spec.id).unlink()

@@ -160,11 +160,14 @@ def judge(claim: Claim, profile: str, studies: dict[str, Study], store: Store, d
         table = by_seed(studies[figure], needs) if figure in studies else pd.DataFrame()
         complete = table.dropna()
         given.append(complete)
-        row["runs"] += len(complete) * len({label for labels in needs.values() for label in labels})
         if len(complete) < max(FEWEST, len(table)):
             gaps += [lacking(table) if table.notna().any(axis=None) else f"no run of {figure} is stored"]
             few = FEWEST if experiments.profile(profile).seeds < FEWEST else None
             commands[command(figure, profile, data, store.path, few)] = None
+    if claim.counted == "configurations":  # points side by side, each a mean over seeds: the same ones, for none is luckier
+        given = [table.loc[sorted(set.intersection(*(set(each.index) for each in given)))] for table in given]
+    for table, needs in zip(given, claim.needs.values()):
+        row["runs"] += len(table) * len({label for labels in needs.values() for label in labels})
     if not claim.needs:
         given = [_costs(store) if profile in FULL_WIDTH else pd.Series(dtype=float)]
         if given[0].empty:

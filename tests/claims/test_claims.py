@@ -207,6 +207,15 @@ def test_c1_in_general_has_a_point_a_configuration():
     assert set(e.VGG11) <= set(e.FIGURE4), "Figure 1's ways of pruning are among them"
 
 
+def test_the_points_of_c1_in_general_are_means_over_the_same_seeds(monkeypatch, tmp_path):
+    figure4, figure5 = made("C1g", 1)
+    more = pd.concat([figure5, figure5.tail(1).rename(index=lambda seed: seed + 1) - 50])  # unlike the others, and no other has it
+    monkeypatch.setattr(verdicts, "by_seed", lambda study, needs: study)
+    one, other = (verdicts.judge(BY_ID["C1g"], "quarter", {"figure4": figure4, "figure5": part}, Store(tmp_path))
+                  for part in (figure5, more))
+    assert one["estimate"] == other["estimate"] and one["runs"] == other["runs"] == 26 * 5
+
+
 def test_the_claims_name_experiments_configurations_and_measures_that_exist():
     assert IDS == ["C1", "C1g", *(f"C{k}" for k in range(2, 25))]
     profile = experiments.profile("quarter")

@@ -104,7 +104,7 @@ def _takes(claim: Claim, row: Mapping, prefix: str, said: str) -> str:
     elif said == INCONCLUSIVE:
         words = tables.aside(row, prefix)
     elif row[prefix + "p_holm"] >= LEVEL:
-        words = f"{tables.aside(row, prefix)}: more seeds"
+        words = f"{tables.aside(row, prefix)}: more {claim.counted}"
     else:
         words = "decided"
     command = row[prefix + "command"]

@@ -212,7 +212,7 @@ class Chapter:
         made_of: dict[str, dict[str, None]] = {}
         for _, _, about in self.store.about():
             made_of.setdefault(about["profile"], {})[about["data_title"]] = None
-        rows = claims.evaluate(self.store, data=self.data, seeds=self.seeds).set_index("id")
+        rows = claims.evaluate(self.store, data=self.data, seeds=self.seeds).set_index("id", drop=False)
         display(HTML("".join(boxes.verdict(by_id[name], rows.loc[name], made_of) for name in ids)))
 
     def say(self, words: str) -> None:

@@ -106,6 +106,13 @@ def test_an_open_claim_whose_runs_are_all_there_asks_for_the_seeds_that_its_effe
     assert f"needs {seeds} seeds; <code>python -m gstlib run figure1-vgg11" in boxes.verdict(CLAIMS[0], row, {})
 
 
+def test_where_configurations_are_counted_no_more_seeds_are_asked_for(tmp_path):
+    claim = next(claim for claim in CLAIMS if claim.counted == "configurations")
+    row = claims.evaluate(Store(tmp_path)).set_index("id", drop=False).loc[claim.id]
+    row = row.to_dict() | {"small_scale": "supported", "small_p_holm": 0.7, "small_n": 26, "small_confidence": 0.95}
+    assert "does not uphold it: more configurations" in boxes.verdict(claim, row, {})
+
+
 def test_what_needs_no_run_has_no_small_scale_and_counts_networks(tmp_path):
     row = claims.evaluate(Store(ROOT / "book/results")).set_index("id").loc["C19"]
     claim = next(claim for claim in CLAIMS if claim.id == "C19")

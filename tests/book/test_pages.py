@@ -149,6 +149,7 @@ def test_beside_an_open_verdict_stands_what_the_seeds_could_have_found():
     assert tables.aside(row) == "Holm's p 0.4, these seeds would find 1.50 points or more, what was seen needs 14 seeds"
     assert tables.aside(row | {"unit": "log10 ratio", "smallest_effect": 1.0, "seeds_needed": float("inf")}) == (
         "Holm's p 0.4, these seeds would find 10.00 times or more")
+    assert "these configurations would find" in tables.aside(row | {"id": "C1g"}), "to whose number seeds add nothing"
     small = {f"small_{name}": value for name, value in row.items()} | {"small_scale": "supported", "small_p_holm": np.float64(0.4)}
     assert tables.aside(small, "small_") == "Holm's p 0.4, which does not uphold it"
     assert tables.aside(row | {"verdict": "not run", "p_holm": float("nan")}) == ""

@@ -209,6 +209,17 @@ def test_of_a_single_run_no_solution_tells_what_is_no_number(chapter, target, ru
     assert not re.search(r"\b(nan|inf)", text + printed, re.I), printed
 
 
+@pytest.mark.parametrize("name", ["flatness", "final"])
+def test_a_network_is_shown_over_its_own_seeds_though_another_network_of_the_figure_lacks_them(name, run_here, tmp_path):
+    store = stock(tmp_path / "results", "final-figure2", seeds=2)
+    for run in experiments.experiment("final-figure2").runs(SMOKE, DATA, [1]):
+        if run.label.startswith("ResNet18 "):
+            store.file(run.spec.id).unlink()
+    text, _ = run_here(ROOT / f"chapters/{name}.ipynb", profile="smoke", seeds=2, results=str(store.path), output=str(tmp_path))
+    first = next(line for line in text.splitlines() if line.startswith("**Panel 1.**"))
+    assert "2 runs per configuration" in first and "Left out" not in first
+
+
 def test_the_row_of_what_is_removed_is_said_to_be_of_other_runs_than_are_counted(run_here, whole, tmp_path):
     given = {"profile": "smoke", "output": str(tmp_path)}
     chapter, said = ROOT / "chapters/permanence.ipynb", "does not count the runs of removing"

@@ -91,8 +91,8 @@ def short(table: pd.DataFrame) -> str:
     run = (full != NOT_RUN) | (small != NOT_RUN)
     rows = [(row.id, row.statement, f"**{full[row.Index]}**", small[row.Index])
             for row in table[run].itertuples()]
-    left = (f"Of the paper's {len(table)} claims {(~run).sum()} are not run yet." if not run.all() else
-            f"All of the paper's {len(table)} claims were run, {(full == NOT_RUN).sum()} of them at small scale alone.")
+    left = (f"Of {len(table)} claims {(~run).sum()} are not run yet." if not run.all() else
+            f"All {len(table)} claims were run, {(full == NOT_RUN).sum()} of them at small scale alone.")
     return (markdown(rows, ["", "claim", "full width", f"small scale (`{verdicts.SMALL}`)"])
             + f"\n\n{left} What Holm's p over all that were run does not uphold counts as inconclusive.")
 

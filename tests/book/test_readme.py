@@ -46,9 +46,9 @@ def test_the_table_has_a_row_a_claim_that_was_run_and_counts_the_others(judged):
     assert list(rows) == list(run["id"]) and 1 < len(rows) < len(table)
     for row in run.itertuples():
         assert rows[row.id] == [row.statement, f"**{claims.upheld(table)[row.Index]}**", "not run"]
-    assert f"Of the paper's {len(table)} claims {len(table) - len(run)} are not run yet." in text
+    assert f"Of {len(table)} claims {len(table) - len(run)} are not run yet." in text
     alone = table.assign(verdict=table["verdict"].where(table["id"] == "C1", "not run"), small_scale="inconclusive")
-    assert f"All of the paper's {len(table)} claims were run, {len(table) - 1} of them at small scale alone." in readme.short(alone)
+    assert f"All {len(table)} claims were run, {len(table) - 1} of them at small scale alone." in readme.short(alone)
 
 
 def test_a_verdict_that_holm_does_not_uphold_is_inconclusive(judged):

@@ -209,6 +209,13 @@ def test_of_a_single_run_no_solution_tells_what_is_no_number(chapter, target, ru
     assert not re.search(r"\b(nan|inf)", text + printed, re.I), printed
 
 
+def test_the_ways_of_pruning_say_over_how_many_seeds_they_are_means(run_here, tmp_path):
+    store = stock(tmp_path / "results", "figure4", seeds=3)
+    write(store, experiments.experiment("figure5").runs(SMOKE, DATA, [0])[1], 0.5, 0.1)  # a way of one seed alone
+    text, _ = run_here(ROOT / "chapters/figure4.ipynb", profile="smoke", results=str(store.path), output=str(tmp_path))
+    assert "(vgg11: 1 seed)" in text and "3 runs per configuration" in text
+
+
 @pytest.mark.parametrize("name", ["flatness", "final"])
 def test_a_network_is_shown_over_its_own_seeds_though_another_network_of_the_figure_lacks_them(name, run_here, tmp_path):
     store = stock(tmp_path / "results", "final-figure2", seeds=2)

@@ -1,4 +1,5 @@
-"""Predictions beyond the paper as data, in the form of claims: each was written down, with its rule, before its runs.
+"""Predictions beyond the paper as data, in the form of claims: each was written down, with its rule, before its runs
+but those that Figure 1 had at `mini`.
 
 `published` holds the day.  They are no claims of the paper and are kept apart from these.
 """

@@ -37,8 +37,9 @@ class Pruner:
     `target`, see `gstlib.pruning.select`; `effect` and `batches`, see
     `gstlib.effects.Effect`.  Random choices and noise are drawn from `seed`.
     `example`: a batch that the network takes, or a tuple of its arguments,
-    where none can be guessed.  Hooks that change values are not followed:
-    what they do belongs into a module.
+    where none can be guessed; what it leaves out is followed at its default
+    (give a mask, say, that is always passed).  Hooks that change values are
+    not followed: what they do belongs into a module.
 
     Raises `InputError` for an unknown layer, score, target, structure or
     effect, for a network without batch normalisation when E[BN] is asked for,

@@ -120,9 +120,18 @@ class Call:
 class _Tracer(fx.Tracer):
     """Follows a forward pass without looking into layers, subclasses of torch's own included, and notes module calls."""
 
-    def __init__(self):
+    def __init__(self, example: tuple | None):
         super().__init__()
         self.calls: list[Call] = []
+        self._given = iter(example or ())
+
+    def proxy(self, node):
+        """An argument that is given as no tensor, or left at such a default, is that: a forward pass branches on it."""
+        if node.op == "placeholder":
+            value = next(self._given, node.args[0] if node.args else node)
+            if value is None or isinstance(value, (bool, int, float, str, tuple, list)) and not _tensors(value):
+                return value
+        return super().proxy(node)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, (*LAYERS, *BATCH_NORMS, nn.MaxPool2d)) or super().is_leaf_module(m, module_qualified_name)
@@ -166,8 +175,8 @@ class Unit:
 class _Graph:
     """A traced forward pass in one mode, training or evaluation."""
 
-    def __init__(self, model: nn.Module, training: bool):
-        tracer = _Tracer()
+    def __init__(self, model: nn.Module, training: bool, example: tuple | None):
+        tracer = _Tracer(example)
         with aside(model):
             model.train(training)
             graph = tracer.trace(model)
@@ -219,7 +228,7 @@ class Surroundings:
             raise InputError(f"{lazy[0]!r} has no values yet; run one batch through the network before it is pruned")
         self._example = example if isinstance(example, tuple) or example is None else (example,)
         try:
-            self.graphs = [_Graph(model, model.training), _Graph(model, not model.training)]
+            self.graphs = [_Graph(model, training, self._example) for training in (model.training, not model.training)]
             if self.graphs[0].text == self.graphs[1].text:
                 self.graphs = self.graphs[:1]
         except Exception as error:  # fx reports untraceable code by whatever that code raised

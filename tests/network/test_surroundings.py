@@ -259,6 +259,32 @@ def test_a_layer_called_twice_is_silent_behind_both_norms_and_scored_by_both():
     assert torch.equal(zero_channels(seen["big"]), gone) and torch.equal(zero_channels(seen["small"]), gone)
 
 
+class Optional(nn.Module):
+    """A forward pass that branches on arguments which may be left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.other, self.fc = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Sigmoid(), nn.Linear(8, 2)
+
+    def forward(self, x, mask=None, features=False):
+        x = self.bn(self.conv(x))
+        if mask is not None:
+            x = self.other(x * mask)
+        return x if features else self.fc(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("arguments", [(), (None, False), (torch.rand(2, 1, 8, 8),)])
+def test_arguments_that_may_be_left_out_are_followed_as_they_are_given(arguments):
+    model, x = shaken(Optional()), torch.randn(2, 3, 8, 8)
+    gone = struck(model, "conv", example=(x, *arguments) if arguments else None)
+    read = []
+    model.fc.register_forward_pre_hook(lambda _module, inputs: read.append(inputs[0]))
+    model(x, *arguments)
+    assert torch.equal(zero_channels(read[0]), gone)
+    with pytest.raises(InputError, match="head"):
+        Pruner(Optional(), HALF, ["conv"], score="l2", example=(x, None, True))
+
+
 REFUSED = {
     "a norm for two": (lambda: Outermost(lambda s, x: torch.cat([s.bn(s.conv(x)), s.bn(s.other(x))], 1), 16), "conv",
                        "'bn' serves conv and other"),

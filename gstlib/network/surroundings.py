@@ -137,6 +137,8 @@ class _Tracer(fx.Tracer):
         return isinstance(m, (*LAYERS, *BATCH_NORMS, nn.MaxPool2d)) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m, forward, args, kwargs):
+        if all(m is not known for known in self.root.modules()):  # made on the way: a slice of a sequence, nn.ReLU()(x)
+            return forward(*args, **kwargs)
         first = args[0].node if args and isinstance(args[0], fx.Proxy) else None
         others: list = []
         fx.node.map_aggregate((args[1:], kwargs), others.append)

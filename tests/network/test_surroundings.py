@@ -285,6 +285,21 @@ def test_arguments_that_may_be_left_out_are_followed_as_they_are_given(arguments
         Pruner(Optional(), HALF, ["conv"], score="l2", example=(x, None, True))
 
 
+def test_modules_that_a_forward_pass_makes_are_followed():
+    class Sliced(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Sigmoid(), nn.Conv2d(8, 4, 1))
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.fc(nn.ReLU()(self.parts[3:](self.parts[:3](x))).mean((2, 3)))
+
+    model = shaken(Sliced())
+    gone = struck(model, "parts.0")
+    assert torch.equal(zero_channels(outputs(model, torch.randn(2, 3, 8, 8), "input")["parts.3"]), gone)
+
+
 REFUSED = {
     "a norm for two": (lambda: Outermost(lambda s, x: torch.cat([s.bn(s.conv(x)), s.bn(s.other(x))], 1), 16), "conv",
                        "'bn' serves conv and other"),

@@ -12,7 +12,7 @@ from gstlib.errors import InputError, plain
 from gstlib.network import masking, proof
 from gstlib.network.compact import Compact, Compaction
 from gstlib.network.masking import MaskedLayer
-from gstlib.network.surroundings import Surroundings
+from gstlib.network.surroundings import Surroundings, on_cpu
 from gstlib.pruning import Schedule, check_method, deciles, number, select
 
 
@@ -48,6 +48,7 @@ class Pruner:
     refused network is left as it was.
     """
 
+    @on_cpu()
     def __init__(self, model: nn.Module, schedule: Schedule, layers: Sequence[str] | None = None, score: str = "ebn",
                  target: str = "S", effect: str = "remove", structure: str = "filter", seed: int = 0, batches: int = 0,
                  example=None):
@@ -185,6 +186,7 @@ class Pruner:
         self.effect.load_state_dict(state["effect"], self.layers)
         self.generator.set_state(state["generator"])
 
+    @on_cpu()
     def finish(self, compact: bool = False) -> nn.Module | Compact:
         """The plain network: what is removed is 0 in its parameters, and no mask, hook or buffer of ours is left.
 

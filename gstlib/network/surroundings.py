@@ -59,6 +59,13 @@ def seeded() -> Iterator[None]:
         torch.set_rng_state(before)
 
 
+@contextmanager
+def on_cpu() -> Iterator[None]:
+    """Context (or decorator) in which new tensors lie where networks are judged, whatever device is the default."""
+    with torch.device("cpu"):
+        yield
+
+
 def _own(value, known: dict):
     """A copy of what a forward pass may change in place: tensor, generator, collection and what is in it."""
     if id(value) not in known:

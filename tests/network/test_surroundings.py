@@ -300,6 +300,19 @@ def test_modules_that_a_forward_pass_makes_are_followed():
     assert torch.equal(zero_channels(outputs(model, torch.randn(2, 3, 8, 8), "input")["parts.3"]), gone)
 
 
+def test_a_network_is_judged_on_the_cpu_whatever_device_is_the_default():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
+    model(x := torch.randn(2, 3, 8, 8))
+    torch.set_default_device("meta")
+    try:
+        pruner = Pruner(model, HALF, ["0"])
+        pruner.epoch(0, lambda: 0.0)
+        y = model.eval()(x)
+        torch.testing.assert_close(pruner.finish()(x), y)
+    finally:
+        torch.set_default_device(None)
+
+
 REFUSED = {
     "a norm for two": (lambda: Outermost(lambda s, x: torch.cat([s.bn(s.conv(x)), s.bn(s.other(x))], 1), 16), "conv",
                        "'bn' serves conv and other"),

@@ -108,7 +108,8 @@ class Effect:
 
     def _draw(self, disturbance: Disturbance) -> None:
         """Fresh noise on the disturbed units, over their weights or into them; asks the device nothing."""
-        stored, places = disturbance.layer.parameter, disturbance.places
+        stored = disturbance.layer.parameter
+        places = disturbance.places.to(stored.device)
         shape = (len(places), *stored.shape[1:])
         draw = torch.randn(shape, generator=self._generator(stored.device), device=stored.device)
         draw = (disturbance.sd * draw).to(stored.dtype)
@@ -139,7 +140,8 @@ class Effect:
         self.active = still
 
     def _release(self, disturbance: Disturbance) -> None:
-        layer, places = disturbance.layer, disturbance.places
+        layer = disturbance.layer
+        places = disturbance.places.to(layer.parameter.device)  # the network may have been moved since
         if self.kind.startswith("gaussian"):
             if self.noisy:
                 layer.noise.index_fill_(0, places, 0)
@@ -147,7 +149,7 @@ class Effect:
         # Adam's moments moved the stored weights while the mask hid them
         layer.parameter.index_fill_(0, places, 0)
         for tensor, saved in zip(self._kept(layer), disturbance.saved):
-            tensor.index_copy_(0, places, saved)
+            tensor.index_copy_(0, places, saved.to(tensor))
         layer.held.index_fill_(0, places, 0)
 
     @torch.no_grad()
@@ -164,7 +166,7 @@ class Effect:
             known = torch.zeros(layer.units, dtype=torch.bool, device=layer.parameter.device)
             for disturbance in self.active:
                 if disturbance.layer is layer:
-                    known |= disturbance.units
+                    known |= disturbance.units.to(known.device)
             held, noise = layer.held, layer.noise
             disturbed = known & False if held is None else held > 0.5
             if noise is not None:

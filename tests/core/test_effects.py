@@ -270,6 +270,20 @@ def test_noise_does_not_depend_on_torch_s_generator():
     assert torch.equal(*noises)
 
 
+@pytest.mark.parametrize("kind, where", [
+    *((kind, torch.float64) for kind in ("zero", "zero-restore", "zero-cumulative", "gaussian", "gaussian-transient")),
+    *((kind, "meta") for kind in ("zero", "zero-restore", "zero-cumulative"))])
+def test_a_network_may_be_moved_while_an_effect_is_in_force(kind, where):
+    bench = Bench(kind, 2)
+    before = bench.stored.clone()
+    bench.strike(0, 3)
+    bench.model.to(where)
+    bench.effect.tick()
+    bench.effect.tick()
+    if kind in ("zero-restore", "zero-cumulative") and where != "meta":
+        assert torch.equal(bench.stored, before.to(where)) and not bench.layer.held.any()
+
+
 @pytest.mark.parametrize("kind", ["zero", "zero-restore", "gaussian-transient"])
 def test_overlapping_events_end_one_after_the_other(kind):
     bench = Bench(kind, 5)

@@ -94,6 +94,8 @@ class Pruner:
             for layer in reversed(self.layers):
                 layer.detach()
             raise
+        for layer in self.layers:
+            layer.keep()
         masking.compile_anew()
         self._example = vars(around).get("inputs", example)  # found once
         self._last = -2  # the last epoch whose end has been told; epoch -1 ends before the first step

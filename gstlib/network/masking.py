@@ -287,6 +287,10 @@ class MaskedLayer:
         while self._undo:
             self._undo.pop()()
 
+    def keep(self) -> None:
+        """Forget how to take the masks off: what stands ready for it holds old buffers and cannot be pickled."""
+        self._undo.clear()
+
     @property
     def units(self) -> int:
         """Number of filters, rows or neurons."""

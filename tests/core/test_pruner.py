@@ -1,4 +1,5 @@
 import copy
+import io
 from collections import OrderedDict
 
 import numpy as np
@@ -409,6 +410,17 @@ def test_a_pruned_network_can_be_copied():
     with torch.no_grad():
         model[1].silent_units.fill_(1)
     assert torch.equal(twin(x), expected) and not torch.equal(model(x), expected)
+
+
+def test_a_pruner_is_pickled_together_with_its_network():
+    pruner = Pruner(plain_pair(), Schedule(0, 1, 0.5, 1), ["0"], score="activation")
+    pruner.epoch(0, lambda: 0.5)
+    kept = io.BytesIO()
+    torch.save(pruner, kept)
+    kept.seek(0)
+    again = torch.load(kept, weights_only=False)
+    assert repr(again.epoch(1, lambda: 0.5)) == repr(pruner.epoch(1, lambda: 0.5))
+    assert torch.equal(again.model[0].removed_units, pruner.model[0].removed_units)
 
 
 def test_a_second_pruner_keeps_what_the_first_removed():

@@ -96,12 +96,13 @@ class Compaction:
             layers = []
             for layer in self.removed:
                 layers += [layer] if same([*layers, layer]) else []
-        small = copy.deepcopy(plain).cpu().eval()
+        small = copy.deepcopy(plain).cpu()
+        small.eval()
         before, gone = self._counted(small), self._cut(small, layers) if layers else {}
         after, total = self._counted(small), sum(int(units.sum()) for units in self.removed.values())
         cut = sum(int(self.removed[path][idxs].sum()) for path, idxs in gone.items() if path in self.removed)
-        small = small.to(next(plain.parameters()).device).train(plain.training)
-        return Compact(small, *zip(before, after), cut, total - cut)
+        small.train(plain.training)
+        return Compact(small.to(next(plain.parameters()).device), *zip(before, after), cut, total - cut)
 
     def _inputs(self, model: nn.Module) -> tuple:
         """The example in `model`'s precision."""

@@ -317,7 +317,8 @@ class Surroundings:
                         self.model.train(graph.training)
                         functional_call(self.model, {name: x.clone() for name, x in tensors.items()},
                                         tuple(x.to(device) for x in guess))
-                    functional_call(self.model.eval(), tensors, tuple(x.to(device) for x in guess))
+                    self.model.eval()  # what it returns is not used: a user's own train() may return nothing
+                    functional_call(self.model, tensors, tuple(x.to(device) for x in guess))
                 except Exception:  # a wrong guess may end in any error
                     continue
                 return tuple(guess)
@@ -347,7 +348,8 @@ class Surroundings:
         for factor in (30, 1e-3):
             varied = tuple(_varied(x, factor) for x in inputs)
             with suppress(Exception), aside(self.model):  # lengths of 0, say, it may not take
-                functional_call(self.model.eval(), {name: x.clone() for name, x in tensors.items()}, varied)
+                self.model.eval()
+                functional_call(self.model, {name: x.clone() for name, x in tensors.items()}, varied)
                 trials.append((tensors, varied))
         return trials
 
@@ -498,7 +500,8 @@ class _Walk:
         try:
             with seeded():
                 if node.op == "call_module":
-                    module = self.graph.modules[node.target].train(training)
+                    module = self.graph.modules[node.target]
+                    module.train(training)
                     return functional_call(module, self.around.part(node.target), tuple(args), dict(kwargs))
                 if node.op == "call_method":
                     return getattr(args[0], node.target)(*args[1:], **kwargs)

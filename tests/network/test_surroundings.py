@@ -313,6 +313,20 @@ def test_a_network_is_judged_on_the_cpu_whatever_device_is_the_default():
         torch.set_default_device(None)
 
 
+def test_a_train_method_that_returns_nothing_is_as_good():
+    class Frozen(nn.BatchNorm2d):
+        def train(self, mode=True):
+            super().train(False)
+
+    class Net(nn.Sequential):
+        def train(self, mode=True):
+            super().train(mode)
+
+    model = shaken(Net(nn.Conv2d(3, 8, 1), Frozen(8), nn.Flatten(), nn.Linear(512, 2)))
+    gone = struck(model, "0")
+    assert torch.equal(zero_channels(outputs(model, torch.randn(2, 3, 8, 8))["1"]), gone)
+
+
 REFUSED = {
     "a norm for two": (lambda: Outermost(lambda s, x: torch.cat([s.bn(s.conv(x)), s.bn(s.other(x))], 1), 16), "conv",
                        "'bn' serves conv and other"),

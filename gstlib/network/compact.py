@@ -101,7 +101,8 @@ class Compaction:
         before, gone = self._counted(small), self._cut(small, layers) if layers else {}
         after, total = self._counted(small), sum(int(units.sum()) for units in self.removed.values())
         cut = sum(int(self.removed[path][idxs].sum()) for path, idxs in gone.items() if path in self.removed)
-        small.train(plain.training)
+        for ours, theirs in zip(small.modules(), plain.modules()):  # each in its own mode: norms may be frozen
+            ours.training = theirs.training
         return Compact(small.to(next(plain.parameters()).device), *zip(before, after), cut, total - cut)
 
     def _inputs(self, model: nn.Module) -> tuple:

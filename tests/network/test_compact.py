@@ -195,13 +195,15 @@ def test_one_channel_stays_where_all_are_removed():
 def test_hooks_modes_and_frozen_parameters_of_the_owner_stay():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 2)).train()
     model[3].requires_grad_(False)
+    model[1].eval()
     seen = []
     model[1].register_forward_hook(lambda _module, _inputs, y: seen.append(y.shape[1]))
     made = struck(model, "0").finish(compact=True)
     seen.clear()
     made.model(torch.randn(2, 3, 8, 8))
     assert seen == [2], "the owner's hook goes along, and sees what is left"
-    assert made.model.training and [p.requires_grad for p in made.model.parameters()] == [True, True, False, False]
+    assert [m.training for m in made.model.modules()] == [True, True, False, True, True]
+    assert [p.requires_grad for p in made.model.parameters()] == [True, True, False, False]
     assert all(p.grad is None for p in made.model.parameters())
 
 

@@ -94,7 +94,7 @@ def aside(model: nn.Module, keep=()) -> Iterator[None]:
             setattr(torch_module, name, type(value)())
         random.seed(0)
         np.random.seed(0)
-        with seeded(), torch.no_grad():
+        with seeded(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
             for m, attributes in before:
                 vars(m).update((name, _own(value, known)) for name, value in attributes.items())
                 vars(m)["_compiled_call_impl"] = None
@@ -144,6 +144,8 @@ class _Tracer(fx.Tracer):
         return isinstance(m, (*LAYERS, *BATCH_NORMS, nn.MaxPool2d)) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m, forward, args, kwargs):
+        if isinstance(m, torch._dynamo.OptimizedModule):
+            return m._orig_mod(*args, **kwargs)
         if all(m is not known for known in self.root.modules()):  # made on the way: a slice of a sequence, nn.ReLU()(x)
             return forward(*args, **kwargs)
         first = args[0].node if args and isinstance(args[0], fx.Proxy) else None
@@ -186,7 +188,7 @@ class _Graph:
 
     def __init__(self, model: nn.Module, training: bool, example: tuple | None):
         tracer = _Tracer(example)
-        with aside(model):
+        with aside(model), torch._dynamo.config.patch(error_on_nested_fx_trace=False):  # also what is compiled
             model.train(training)
             graph = tracer.trace(model)
             self.nodes, self.text = list(graph.nodes), str(graph)

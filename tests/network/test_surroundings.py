@@ -644,6 +644,21 @@ def test_what_was_compiled_before_it_was_pruned_is_compiled_anew(how, within):
     torch.testing.assert_close(found, model(x))
 
 
+@pytest.mark.parametrize("part", ["module", "forward"])
+def test_a_network_of_which_parts_are_compiled_can_be_pruned(part):
+    model, x = among(SUMS["+"]), torch.randn(4, 3, 8, 8)
+    if part == "module":
+        model[2] = torch.compile(model[2], backend="eager")
+    else:
+        model[2].forward = torch.compile(model[2].forward, backend="eager")
+    model(x)
+    pruner = Pruner(model, HALF, ["2._orig_mod.conv" if part == "module" else "2.conv"], score="l2")
+    pruner.epoch(0, lambda: 0.0)
+    assert torch.equal(zero_channels(model[2](model[:2](x))), ~pruner.layers[0].present)
+    found = model.eval()(x)
+    torch.testing.assert_close(pruner.finish()(x), found)
+
+
 def test_the_engine_s_compiled_passes_are_kept(monkeypatch):
     torch._dynamo.reset()
     monkeypatch.setattr(torch._dynamo, "reset", lambda: pytest.fail("forgotten"))

@@ -11,6 +11,7 @@ name.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import operator
 import random
@@ -233,6 +234,10 @@ class Surroundings:
         if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
             raise InputError(f"{self.name} is a script of torch.jit, or has one in it; "
                              "prune the network that it was made of")
+        own = inspect.unwrap(vars(model).get("forward", type(model).forward))  # fx follows the class's
+        if getattr(own, "__func__", own) is not inspect.unwrap(type(model).forward):
+            raise InputError(f"the forward pass of {self.name} was replaced in this one network (model.forward = …), "
+                             "where it cannot be followed; put it into a class")
         tensors = (*model.named_parameters(), *model.named_buffers())
         lazy = [name for name, tensor in tensors if is_lazy(tensor)]
         if lazy:

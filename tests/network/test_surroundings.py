@@ -327,6 +327,20 @@ def test_a_train_method_that_returns_nothing_is_as_good():
     assert torch.equal(zero_channels(outputs(model, torch.randn(2, 3, 8, 8))["1"]), gone)
 
 
+def test_a_forward_pass_of_one_network_alone_is_refused_and_one_that_is_wrapped_is_followed():
+    model = Outermost(lambda s, x: s.other(s.conv(x).relu()))
+    model.forward = torch.compile(model.forward, backend="eager")
+    Pruner(model, HALF, ["conv"], score="l2")
+
+    def louder(x):
+        y = model.conv(model.stem(x))
+        return model.fc((model.other(y.relu()) + model.other(y.cos())).mean((2, 3)))
+
+    model.forward = louder
+    with pytest.raises(InputError, match="in this one network"):
+        Pruner(model, HALF, ["conv"], score="l2")
+
+
 REFUSED = {
     "a norm for two": (lambda: Outermost(lambda s, x: torch.cat([s.bn(s.conv(x)), s.bn(s.other(x))], 1), 16), "conv",
                        "'bn' serves conv and other"),

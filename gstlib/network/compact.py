@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from gstlib.errors import InputError
@@ -108,8 +109,8 @@ class Compaction:
     def _inputs(self, model: nn.Module) -> tuple:
         """The example in `model`'s precision."""
         dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-        return tuple(x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x
-                     for x in self.around.inputs)
+        return tree_map(lambda x: x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x,
+                        self.around.inputs)
 
     def _counted(self, model: nn.Module) -> tuple[int, int]:
         with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -28,6 +28,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_map
 
 from gstlib.errors import InputError, plain
 
@@ -310,7 +311,7 @@ class Surroundings:
     def inputs(self) -> tuple:
         """Arguments that the network takes; call within `aside`."""
         if self._example is not None:
-            return tuple(_usual(x) if isinstance(x, torch.Tensor) else x for x in self._example)
+            return tree_map(lambda x: _usual(x) if isinstance(x, torch.Tensor) else x, self._example)
         meta = {name: tensor.to("meta") for name, tensor in self.tensors.items()}
         holders = [node for node in self.graphs[0].nodes if node.op == "placeholder" and not node.args]
         # without values large networks are tried faster, small ones slower; large inputs may not fit (attention)
@@ -353,7 +354,7 @@ class Surroundings:
         tensors, inputs = self.trials[-1]
         trials = list(self.trials)
         for factor in (30, 1e-3):
-            varied = tuple(_varied(x, factor) for x in inputs)
+            varied = tree_map(lambda x, factor=factor: _varied(x, factor), inputs)
             with suppress(Exception), aside(self.model):  # lengths of 0, say, it may not take
                 self.model.eval()
                 functional_call(self.model, {name: x.clone() for name, x in tensors.items()}, varied)

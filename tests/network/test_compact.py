@@ -75,6 +75,20 @@ def test_a_network_of_any_precision_is_cut_in_that(dtype, example):
     torch.testing.assert_close(made.model(x), before)
 
 
+def test_an_example_may_hold_its_tensors_in_a_dictionary():
+    class Named(nn.Sequential):
+        def forward(self, batch):
+            return super().forward(batch["image"])
+
+    model = shaken(Named(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(288, 5))).bfloat16()
+    batch = {"image": torch.randn(2, 3, 8, 8, dtype=torch.bfloat16)}
+    pruner = Pruner(model, Schedule(0, 0, 0.5, 1), ["0"], score="l2", example=batch)
+    pruner.epoch(0, lambda: 0.0)
+    before, made = model.eval()(batch), pruner.finish(compact=True)
+    assert made.cut == 4 and made.model(batch).dtype == torch.bfloat16
+    torch.testing.assert_close(made.model.eval()(batch), before)
+
+
 def test_a_network_that_cannot_be_copied_is_refused_and_keeps_its_masks():
     class Bound(nn.ReLU):
         def __deepcopy__(self, memo):

@@ -137,8 +137,9 @@ class _Tracer(fx.Tracer):
     def proxy(self, node):
         """An argument that is given as no tensor, or left at such a default, is that: a forward pass branches on it."""
         if node.op == "placeholder":
-            value = next(self._given, node.args[0] if node.args else node)
-            if value is None or isinstance(value, (bool, int, float, str, tuple, list)) and not _tensors(value):
+            none = (node, (), {})[node.target.count("*")]  # *args and **kwargs are empty
+            value = next(self._given, node.args[0] if node.args else none)
+            if value is None or isinstance(value, (bool, int, float, str, tuple, list, dict)) and not _tensors(value):
                 return value
         return super().proxy(node)
 
@@ -313,7 +314,8 @@ class Surroundings:
         if self._example is not None:
             return tree_map(lambda x: _usual(x) if isinstance(x, torch.Tensor) else x, self._example)
         meta = {name: tensor.to("meta") for name, tensor in self.tensors.items()}
-        holders = [node for node in self.graphs[0].nodes if node.op == "placeholder" and not node.args]
+        holders = [node for node in self.graphs[0].nodes
+                   if node.op == "placeholder" and not node.args and not node.target.startswith("*")]
         # without values large networks are tried faster, small ones slower; large inputs may not fit (attention)
         ways = [("meta", meta, _SIZES), ("cpu", self.tensors, _SIZES)]
         small = [("cpu", self.tensors, [size for size in _SIZES if size <= 64])]

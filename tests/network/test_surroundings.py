@@ -285,6 +285,15 @@ def test_arguments_that_may_be_left_out_are_followed_as_they_are_given(arguments
         Pruner(Optional(), HALF, ["conv"], score="l2", example=(x, None, True))
 
 
+def test_arguments_of_any_number_are_followed_as_none():
+    class Passing(Outermost):
+        def forward(self, x, *rest, **how):
+            return self.fc(self.other(self.conv(self.stem(x, *rest), **how)).sigmoid().mean((2, 3)))
+
+    struck(Passing(lambda s, x: x), "conv")
+    struck(Passing(lambda s, x: x), "conv", example=torch.randn(2, 3, 8, 8))
+
+
 def test_modules_that_a_forward_pass_makes_are_followed():
     class Sliced(nn.Module):
         def __init__(self):

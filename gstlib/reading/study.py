@@ -168,7 +168,7 @@ def asked(store: Store, what: experiments.Experiment, size: Profile, source: Dat
             return ids(what).difference(*map(ids, others))
 
         # of experiments that share runs with those of more seeds, a seed counts when it is whole or a run of no other is there
-        while ids(what) <= stored or stored & own():
+        while (held := ids(what) & stored) and (held == ids(what) or held & own()):
             number += 1
     return what.runs(size, source, experiments.parse_seeds(number if seeds is None else seeds, size.first_seed)), number
 

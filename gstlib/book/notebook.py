@@ -89,7 +89,7 @@ class Chapter:
     """A chapter's studies, one for each experiment in `names`, and the ways in which it shows them.
 
     `whole` is all that is stored, which judges and is compared; `studies`, which are shown, are of seeds that all
-    configurations have.
+    configurations of a network have.
 
     `name` is the notebook's file name without its ending; the other arguments are the notebook's parameters, see
     `prepare`.  Raises what that raises, and `InputError` when `results` holds no run at all at the profile.

@@ -61,22 +61,26 @@ class Study:
     def restrict(self, labels: Iterable[str], seeds: int | Collection[int] | None = None) -> Study:
         """The part of one seed, of some or of all, that a panel shows, so that its caption counts those runs and no others."""
         labels, seeds = set(labels), None if seeds is None else set(np.atleast_1d(seeds).tolist())
+        return self._part({(run.label, run.spec.seed) for run in self.wanted
+                           if run.label in labels and (seeds is None or run.spec.seed in seeds)})
 
+    def _part(self, shown: Collection[tuple[str, int]]) -> Study:
         def chosen(of):
             if isinstance(of, list):
-                return [run for run in of if run.label in labels and (seeds is None or run.spec.seed in seeds)]
-            return of if of.empty else of[of["label"].isin(labels) & (seeds is None or of["seed"].isin(seeds))]
+                return [run for run in of if (run.label, run.spec.seed) in shown]
+            return of if of.empty else of[pd.MultiIndex.from_frame(of[["label", "seed"]]).isin(shown)]
 
         names = ("wanted", "missing", "epochs", "events", "histograms", "flatness", "eigenvalues",
                  "directions", "runs", "provenance")
         return dataclasses.replace(self, **{name: chosen(getattr(self, name)) for name in names})
 
     def comparable(self) -> Study:
-        """The part whose means are over the same seeds: see `same_seeds`; what was asked for and is missing stays."""
+        """The part in which a network's means are over the same seeds: see `same_seeds`; what was asked for and is missing
+        stays."""
         if self.runs.empty:
             return self
-        part = self.restrict(self.labels, same_seeds(self.runs, "label")["seed"])
-        return dataclasses.replace(part, wanted=self.wanted, missing=self.missing)
+        kept = pd.concat(same_seeds(runs, "label") for _, runs in self.runs.groupby("model"))
+        return dataclasses.replace(self._part({*zip(kept["label"], kept["seed"])}), wanted=self.wanted, missing=self.missing)
 
 
 def same_seeds(runs: pd.DataFrame, by: str) -> pd.DataFrame:

@@ -86,6 +86,14 @@ def test_what_is_compared_is_of_seeds_that_all_have(store):
     assert other in set(study(Store(store.path), "figure1-vgg11").comparable().runs["run"]), "what has no run hides none"
 
 
+def test_seeds_that_one_network_lacks_are_shown_of_another():
+    found = study(Store("book/results"), "final-figure2", "mini", seeds=[10, 11, 12])
+    runs = found.runs[(found.runs["model"] == "vgg11") | (found.runs["seed"] == 10) | (found.runs["target"] == "none")]
+    shown = replace(found, runs=runs).comparable()
+    assert {model: {*part["seed"]} for model, part in shown.runs.groupby("model")} == {"vgg11": {10, 11, 12}, "resnet18": {10}}
+    assert {*shown.epochs.loc[shown.epochs["model"] == "resnet18", "seed"]} == {10}
+
+
 def test_without_a_seed_that_all_have_everything_is_shown(store):
     whole = study(store, "figure1-vgg11")
     for run in whole.wanted:

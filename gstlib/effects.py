@@ -86,8 +86,8 @@ class Effect:
             self.end(layer)  # what an earlier event holds yet is put back, and held anew
             units = ~layer.present
         saved = [tensor[units].clone() for tensor in self._kept(layer)]
+        layer.parameter[units] = 0
         if self.batches == 0:
-            layer.parameter[units] = 0
             return
         layer.held[units] = 1
         self.active.append(Disturbance(layer, units, self.batches, saved=saved))
@@ -135,6 +135,9 @@ class Effect:
                 still.append(disturbance)
                 if self.kind.startswith("gaussian"):
                     self._draw(disturbance)
+                else:  # what is hidden is 0 as well: else weight decay would fill the optimiser's moments with it
+                    stored = disturbance.layer.parameter
+                    stored.index_fill_(0, disturbance.places.to(stored.device), 0)
             else:
                 self._release(disturbance)
         self.active = still
@@ -146,7 +149,7 @@ class Effect:
             if self.noisy:
                 layer.noise.index_fill_(0, places, 0)
             return
-        # Adam's moments moved the stored weights while the mask hid them
+        # the optimiser's moments moved the stored weights while the mask hid them
         layer.parameter.index_fill_(0, places, 0)
         for tensor, saved in zip(self._kept(layer), disturbance.saved):
             tensor.index_copy_(0, places, saved.to(tensor))

@@ -87,11 +87,25 @@ def test_held_zeros_are_zero_when_released_whatever_momentum_did(optimiser):
     bench = Bench("zero", 4, optimiser)
     bench.batches(6)
     units = bench.strike(0, 5, 11)
-    bench.batches(3)
-    assert bench.stored[units].abs().min() > 0, "momentum should have moved what is stored"
-    bench.batches(1)
+    momentum = bench.optimiser.state[bench.model[0].weight]["exp_avg" if optimiser == "adam" else "momentum_buffer"]
+    assert momentum[units].abs().min() > 0
+    for _ in range(4):
+        assert bench.stored[units].abs().max() == 0 and bench.effect.active
+        bench.batches(1)
     assert bench.stored[units].abs().max() == 0 and not bench.effect.active
     assert torch.equal(bench.seen, bench.stored)
+
+
+@pytest.mark.parametrize("kind", ["zero", "zero-restore"])
+@pytest.mark.parametrize(("optimiser", "rest"), [(torch.optim.Adam, {}), (torch.optim.SGD, {"momentum": 0.9})])
+def test_weights_held_at_zero_do_not_decay_into_the_moments(kind, optimiser, rest):
+    bench = Bench(kind, 5)
+    bench.optimiser = optimiser(bench.model.parameters(), lr=0.01, weight_decay=0.1, **rest)
+    units = bench.strike(0, 5)
+    bench.batches(5)
+    assert not bench.effect.active
+    moments = bench.optimiser.state[bench.model[0].weight].values()
+    assert all(moment[units].abs().max() == 0 for moment in moments if torch.is_tensor(moment) and moment.dim() > 1)
 
 
 @pytest.mark.parametrize("k", [np.array(3), torch.tensor(3), 3.0])

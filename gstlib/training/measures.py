@@ -29,7 +29,7 @@ def bn_histogram(model: nn.Module, loader: Loader, epoch: int, images: int = 512
     training images drawn at random is centred and scaled by that batch's own
     mean and standard deviation per channel, the network being in training
     mode, so that every layer sees what it sees in training; running
-    statistics are put back.  Rows: epoch (-1: before training), layer,
+    statistics, a pruner's of activations too, are put back.  Rows: epoch (-1: before training), layer,
     layer_index, ks (Kolmogorov-Smirnov distance of all these values to the
     standard normal), sd (their standard deviation: 1 but for what batch
     normalisation adds to a small variance), left, right, count; 80 bins from
@@ -55,7 +55,8 @@ def bn_histogram(model: nn.Module, loader: Loader, epoch: int, images: int = 512
         return hook
 
     norms = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
-    before = [(buffer, buffer.clone()) for _, norm in norms for buffer in norm.buffers()]
+    # all of the network's: behind a shortcut a pruner's mean of activations lies outside any norm
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
     chosen = torch.randperm(len(loader.y), generator=torch.Generator().manual_seed(SAMPLE))[:images].to(loader.x.device)
     hooks = [module.register_forward_pre_hook(record(name)) for name, module in norms]
     try:

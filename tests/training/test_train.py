@@ -226,6 +226,15 @@ def test_histograms_before_and_after_training(digits, tiny_spec):
         np.testing.assert_allclose([row["right"] for row in part], np.linspace(-4.875, 5, 80))
 
 
+def test_histograms_leave_a_pruners_running_activations_alone(digits):
+    model = models.build("resnet18", width=1 / 16)
+    Pruner(model, Schedule((0, 0), (0, 0), (0.5, 0.5), 1), ["stage4.0.conv1", "stage4.1.conv2"], score="activation")
+    loader = Loader(digits, 32, augment=False, seed=0, device=CPU, channels_last=False)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    bn_histogram(model, loader, epoch=-1, images=40)
+    assert [name for name, value in model.state_dict().items() if not torch.equal(state[name], value)] == []
+
+
 def test_histogram_and_ks_agree_with_scipy(digits):
     model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 2, 3), nn.BatchNorm2d(2))
     loader = Loader(digits, 32, augment=False, seed=0, device=CPU, channels_last=False)

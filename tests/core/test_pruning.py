@@ -142,6 +142,7 @@ def test_removed_refuses_another_number_of_layers():
 @pytest.mark.parametrize(("model", "settings", "shortcut", "percent"), [
     ("vgg11", VGG11, False, 42.2),
     ("resnet18", RESNET18, False, 36.4),
+    ("resnet18", {**RESNET18, "fraction": (0.25, 0.8, 0.25, 0.95)}, False, 44.9),
     ("resnet18", {**RESNET18, "fraction": (0.25, 0.8, 0.25, 0.95)}, True, 45.8),
 ])
 def test_share_of_the_network_that_is_removed(model, settings, shortcut, percent):

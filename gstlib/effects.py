@@ -4,8 +4,6 @@ Durations count training batches (`tick` is called once after each), so that
 no evaluation, however many there are, uses a duration up or changes a weight.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field

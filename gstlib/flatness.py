@@ -5,8 +5,6 @@ rounding.  No function changes the network; directions are vectors in the order 
 removed does not move: where a parameter has no effect its derivatives, and its entry in every direction, are exactly 0.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial

@@ -5,8 +5,6 @@ does, the others by torch's default.  Maps are pooled before ReLU, which gives
 the same values and gradients to the last bit and reads and writes a quarter.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections import OrderedDict

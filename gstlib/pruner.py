@@ -1,7 +1,5 @@
 """`Pruner`: schedule, scores, selection, masks and effects behind two calls."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 
 import torch

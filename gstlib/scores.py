@@ -5,8 +5,6 @@ parameters' type: pruning sorts by these numbers, and among nearly dead units
 the differences are smaller than float32 can tell apart.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

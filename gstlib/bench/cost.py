@@ -5,8 +5,6 @@ Runs and operations are counted from the experiments' own specifications.  Hours
 floor, and say that.  Imports torch only to count operations.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections import defaultdict

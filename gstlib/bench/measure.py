@@ -4,8 +4,6 @@ Everything runs on random images of CIFAR-10's shape: timing needs no others.  N
 the paper's figures at profile `paper`; the plain loop trains the same network unmasked.
 """
 
-from __future__ import annotations
-
 import functools
 import multiprocessing
 import signal

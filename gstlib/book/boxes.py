@@ -3,8 +3,6 @@
 Every word comes from the store, from the claims' statements and rules, or from the profiles; every text is escaped.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from html import escape
 

@@ -1,7 +1,5 @@
 """The book's first screen: the answer as of today, its picture, verdicts counted, and each chapter's question."""
 
-from __future__ import annotations
-
 import json
 import re
 from html import escape

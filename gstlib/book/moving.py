@@ -5,8 +5,6 @@ specification with its rows and a still picture; `book/_ext/moving.js` draws the
 of text and axes are the page's own (`currentColor`), so that a figure follows its theme.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from html import escape

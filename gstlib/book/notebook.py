@@ -4,8 +4,6 @@ A chapter's `parameters` cell is followed by one that makes a `Chapter` (or, whe
 the other cells call its methods and hold no machinery of their own.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """The README's part that the stored runs write, `make readme`: the answer, the verdicts in short, and a moving picture."""
 
-from __future__ import annotations
-
 import re
 import sys
 from pathlib import Path

@@ -3,8 +3,6 @@
 What stands in a store may have come from anyone, so every text is escaped.  Reads stored runs only.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

@@ -1,7 +1,5 @@
 """Trains a stored run again, from its specification, and compares its rows."""
 
-from __future__ import annotations
-
 import random
 import tempfile
 from typing import NamedTuple

@@ -5,8 +5,6 @@ so the rows are the same.  `gone` tells whether an error means that the worker i
 `stop` has them end after their step, or at once; `close` frees what is held.
 """
 
-from __future__ import annotations
-
 import functools
 import gc
 import multiprocessing

@@ -1,7 +1,5 @@
 """Trains what is missing: one loop hands groups to an executor, waits, and says what became of each."""
 
-from __future__ import annotations
-
 import functools
 import signal
 import sys

@@ -1,7 +1,5 @@
 """What is missing, in the order in which it is worth most."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress

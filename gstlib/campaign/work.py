@@ -1,7 +1,5 @@
 """What is left to do, and what became of what was done: every run has one end and is counted once."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ but those that Figure 1 had at `mini`.
 `published` holds the day.  They are no claims of the paper and are kept apart from these.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 

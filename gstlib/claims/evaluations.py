@@ -4,8 +4,6 @@ A function gets a table for each figure that the claim needs: a row a seed, colu
 Accuracies and gaps are in points, instabilities and magnitudes in log10.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

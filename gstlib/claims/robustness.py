@@ -1,7 +1,5 @@
 """Would the verdicts be others, had something else been measured, or one seed been lost?"""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

@@ -4,8 +4,6 @@ A part holds where its 95% t interval lies above zero and fails where it lies
 below; `right` and `wrong` are the one-sided p-values of these two.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -3,8 +3,6 @@
 To add a claim, add an entry here and its function in `evaluations`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 

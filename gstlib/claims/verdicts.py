@@ -1,7 +1,5 @@
 """From a store to the table of claims: which seeds are complete, what the runs say, and what is missing."""
 
-from __future__ import annotations
-
 import functools
 import math
 import shlex

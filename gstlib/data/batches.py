@@ -1,7 +1,5 @@
 """Batches made on the device that the images live on."""
 
-from __future__ import annotations
-
 import torch
 
 from gstlib.data.sources import Images

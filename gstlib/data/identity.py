@@ -4,8 +4,6 @@ What was found is kept in a cache, under a key that cannot stay the same when
 the files change (path, inode, size, times) or what read them does.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """The experiments as data, the paper's and ours: profiles (sizes), figures (which runs), campaign (order)."""
 
-from __future__ import annotations
-
 from gstlib.errors import check_choice
 from gstlib.experiments.beyond import BEYOND
 from gstlib.experiments.campaign import CAMPAIGN, Stage

@@ -5,8 +5,6 @@ those figures run already is not run again.  What is new takes about 11 hours of
 `when`, 2 for `labels`, 1 for `dose`, 3 for `regularisers`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple

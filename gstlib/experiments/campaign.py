@@ -1,7 +1,5 @@
 """What the replication needs, most valuable first: one list for a CPU, one for a GPU."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 

@@ -7,8 +7,6 @@ trains one is its name in `EARLY`, for instance
 `python -m gstlib run figure1-vgg11 --profile paper`, ten seeds a configuration.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterable
 from typing import NamedTuple

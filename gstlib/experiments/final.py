@@ -5,8 +5,6 @@ Figure 6 and E1 to E6 are read from `final-figure2`, figure C1's and D2's number
 for instance `python -m gstlib run final-figure2 --profile paper`, with ten seeds a configuration.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable
 

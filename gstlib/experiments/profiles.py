@@ -1,7 +1,5 @@
 """The sizes at which the same experiments are run, and what becomes of an epoch number there."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Mapping

@@ -6,8 +6,6 @@ is cut where every layer that reads it reads a removed unit there
 believed.
 """
 
-from __future__ import annotations
-
 import copy
 import warnings
 from typing import NamedTuple

@@ -10,8 +10,6 @@ is above 0 is removed, so that an average over buffers (which torch cannot
 take of bools) can only remove.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable, Collection

@@ -1,7 +1,5 @@
 """What masks promise, tried on invented numbers: that removed units are silent, and that a plain network is the same."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from contextlib import suppress

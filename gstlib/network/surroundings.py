@@ -9,8 +9,6 @@ or reshaping is judged by what it does, and one that blurs units is refused by
 name.
 """
 
-from __future__ import annotations
-
 import inspect
 import itertools
 import operator

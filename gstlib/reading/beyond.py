@@ -1,7 +1,5 @@
 """What the chapters beyond the paper draw and compute: maps of gains, memory of labels, dose and response."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from fractions import Fraction

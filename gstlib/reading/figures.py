@@ -3,8 +3,6 @@
 One panel a picture, small enough that its type can be read on a telephone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 

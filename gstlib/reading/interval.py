@@ -3,8 +3,6 @@
 Pure functions of arrays: a number a seed in, or a row a seed and a column a configuration.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Iterable, Sequence

@@ -3,8 +3,6 @@
 Rows belong to a run and its configuration by the columns label, seed and run.  Accuracies are shares (0 … 1).
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

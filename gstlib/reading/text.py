@@ -1,7 +1,5 @@
 """From a study to sentences, captions and Markdown tables; every interval is Student's t over seeds."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterable
 from fractions import Fraction

@@ -9,8 +9,6 @@ A results folder may come from anyone.  Nothing in it can run code, and since fi
 none takes more memory than the cells that it claims.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

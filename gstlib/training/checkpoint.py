@@ -7,8 +7,6 @@ written beside its place and renamed into it: after a kill at any moment there
 is the old checkpoint or the new one, never half of either.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

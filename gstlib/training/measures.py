@@ -1,7 +1,5 @@
 """What is measured of a network besides its accuracy."""
 
-from __future__ import annotations
-
 import math
 import time
 

@@ -1,7 +1,5 @@
 """How long a run would take on the device at hand."""
 
-from __future__ import annotations
-
 import functools
 import time
 from dataclasses import replace

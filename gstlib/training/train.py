@@ -1,7 +1,5 @@
 """One run, from its specification to its rows."""
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import json

@@ -63,8 +63,8 @@ def _of_runs(study: Study) -> list[dict]:
             for seed, rows in points[points["label"] == label].groupby("seed")]
 
 
-def _coloured(ways: Mapping[str, str], title: str | None = None, **more) -> alt.Color:
-    return alt.Color("way:N", scale=alt.Scale(domain=[*ways], range=[*ways.values()]), title=title, **more)
+def _coloured(ways: Mapping[str, str], **more) -> alt.Color:
+    return alt.Color("way:N", scale=alt.Scale(domain=[*ways], range=[*ways.values()]), title=None, **more)
 
 
 def linked(study: Study) -> alt.HConcatChart:

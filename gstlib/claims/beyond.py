@@ -31,9 +31,9 @@ ELSEWHERE = "elsewhere"  # of predictions about another data set than the profil
 IMAGES = tuple(f", {word} images{steps}" for word in ("fewer", "more") for steps in ("", ", steps/8"))
 
 
-def gain(t: pd.DataFrame, where: str, method: str = L, none: str = NONE) -> pd.Series:
+def gain(t: pd.DataFrame, where: str, method: str = L) -> pd.Series:
     """Points of final accuracy that pruning gains over no pruning in the same circumstances."""
-    return t["accuracy"][method + where] - t["accuracy"][none + where]
+    return t["accuracy"][method + where] - t["accuracy"][NONE + where]
 
 
 def needs_room(t: pd.DataFrame) -> Finding:

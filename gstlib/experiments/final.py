@@ -65,9 +65,9 @@ def figure3(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labe
     return each_seed(profile, data, seeds, "vgg11", _vgg11(profile, "l2", every))
 
 
-def _by_sgd(profile: Profile, model: str, end: int, retrain: int, start: int, share: float = 0.1) -> PruningSpec:
+def _by_sgd(profile: Profile, model: str, retrain: int, start: int, share: float = 0.1) -> PruningSpec:
     layers = BLOCKS[model]
-    return pruning_spec(profile, f"{model}, SGD", layers, (start,) * len(layers), (end,) * len(layers),
+    return pruning_spec(profile, f"{model}, SGD", layers, (start,) * len(layers), (100,) * len(layers),
                         (share,) * len(layers), retrain, target="S", score="l1")
 
 
@@ -75,7 +75,7 @@ def figure4(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labe
     """Figure 4 of the final version: two rates in ResNet18, 20 and 56 under SGD, all block convolutions by l1 (C23)."""
     data = dataclasses.replace(data, augment=True)
     return [run for seed in seeds for model in BLOCKS for run in each_seed(
-        profile, data, [seed], model, {f"{model.replace('resnet', 'ResNet')} S r={r}": _by_sgd(profile, model, 100, r, 40)
+        profile, data, [seed], model, {f"{model.replace('resnet', 'ResNet')} S r={r}": _by_sgd(profile, model, r, 40)
                                        for r in (30, 60)}, size=f"{model}, SGD", **_SGD_EPOCHS)]
 
 
@@ -103,7 +103,7 @@ def figure_b2(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[La
 def figure_c3(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labelled]:
     """Figure C3 of the final version: ResNet18 under SGD, a little of every block convolution after each epoch."""
     return each_seed(profile, dataclasses.replace(data, augment=True), seeds, "resnet18", {
-        "none": None, **{f"S r=1 {share:.0%}": _by_sgd(profile, "resnet18", 100, 1, 24, share) for share in (0.1, 0.06)}},
+        "none": None, **{f"S r=1 {share:.0%}": _by_sgd(profile, "resnet18", 1, 24, share) for share in (0.1, 0.06)}},
         size="resnet18, SGD", **_SGD_EPOCHS)
 
 

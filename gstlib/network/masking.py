@@ -201,7 +201,7 @@ class MaskedLayer:
     """
 
     def __init__(self, model: nn.Module, unit: Unit, structure: str, score: str, effect: str = "remove", held: bool = False):
-        self.name, self.structure, self.score, self.unit = unit.layer, structure, score, unit
+        self.name, self.structure, self.score = unit.layer, structure, score
         self.module = model.get_submodule(unit.layer)
         self.batch_norms = [model.get_submodule(norm) for norm in unit.batch_norms]
         self._axis = unit_axis(self.module)

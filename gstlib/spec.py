@@ -259,13 +259,8 @@ class RunSpec:
 
 
 def _fields(part) -> dict:
-    values = ((f, getattr(part, f.name)) for f in _declared(type(part)))
+    values = ((f, getattr(part, f.name)) for f in dataclasses.fields(part))
     return {f.name: value for f, value in values if not (f.metadata.get("later") and value == f.default)}
-
-
-@functools.cache
-def _declared(cls) -> tuple[dataclasses.Field, ...]:
-    return dataclasses.fields(cls)
 
 
 @functools.cache
@@ -280,7 +275,7 @@ def _build(cls, values):
     kinds = _kinds(cls)
     if unknown := sorted(values.keys() - kinds.keys()):
         raise InputError(f"{cls.__name__} has fields that this gstlib does not know ({', '.join(unknown)[:200]}); update gstlib")
-    missing = [f.name for f in _declared(cls) if f.name not in values and not f.metadata.get("later")]
+    missing = [f.name for f in dataclasses.fields(cls) if f.name not in values and not f.metadata.get("later")]
     if missing:
         raise InputError(f"{cls.__name__} lacks {', '.join(missing)}")
     return cls(**{name: _value(kinds[name], value, f"{cls.__name__}'s {name}") for name, value in values.items()})

@@ -49,8 +49,7 @@ def answer(table: pd.DataFrame) -> str:
 def tiles(table: pd.DataFrame) -> str:
     """Verdicts as `claims.upheld` gives them counted in tiles (HTML), full width and small scale apart."""
     rows = []
-    small = f"Small scale ({verdicts.SMALL})"
-    for prefix, heading in (("", "Full width"), ("small_", small)):
+    for prefix, heading in (("", "Full width"), ("small_", f"Small scale ({verdicts.SMALL})")):
         counts = upheld(table, prefix).value_counts()
         boxes = "".join(f'<span class="tile {verdict.replace(" ", "-")}"><strong>{counts.get(verdict, 0)}</strong> '
                         f"{verdict}</span>" for verdict in VERDICTS)

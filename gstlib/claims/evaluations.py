@@ -30,10 +30,8 @@ PERIODS = (4, 20, 40, 60, 100)  # of Figure 4, the smallest rate first; 100 is t
 TENTHS = {kind: tuple(f"{target} {kind}" for target in DECILES) for kind in ("weight", "filter")}
 FIGURE3 = {kind: tuple(f"L {rate} {kind}" for rate in ("r=4", "r=40", "one-shot")) for kind in ("filter", "weight")}
 PRUNE_L = "L l2 weights"  # Figure 5's
-# of the final version; its rates by how far they go: the last two leave a layer one event or two
-IN_TRAINING = ("S r=4", "S r=40", "R r=40", "L r=40")  # the final version's Figure 2, VGG11
-RISING = {target: tuple(f"{target} r={r}" for r in PERIODS) for target in "SRL"}
-EXTREME = {target: tuple(f"{target} r={r}" for r in (200, 300)) for target in "SRL"}
+# of the final version
+IN_TRAINING = ("S r=4", "S r=40", "R r=40", "L r=40")  # its Figure 2, VGG11
 BY_SGD = {name: (f"{name} S r=30", f"{name} S r=60") for name in ("ResNet18", "ResNet20", "ResNet56")}
 RESTORED = f"cumulative {max(CUMULATIVE)}"
 
@@ -42,6 +40,9 @@ def curve(target: str, score: str = "") -> tuple[str, ...]:
     return tuple(f"{target} r={r}{score}" for r in PERIODS)
 
 
+# the final version's Figure 3 by how far its rates go: the last two leave a layer one event or two
+RISING = {target: curve(target) for target in "SRL"}
+EXTREME = {target: tuple(f"{target} r={r}" for r in (200, 300)) for target in "SRL"}
 # random pruning looks at no score: by either it is the same run, which must not count twice
 CURVES = {"S by E[BN]": curve("S"), "L by E[BN]": curve("L"), "R": curve("R"),
           "S by l2": curve("S", " l2"), "L by l2": curve("L", " l2")}

@@ -16,8 +16,6 @@ from gstlib.spec import DataSpec, RunSpec
 # batch sizes with half, a quarter and an eighth of the profile's own steps in an epoch; at full width about so, for they
 # divide the number of images as well
 _BATCHES = {"smoke": (48,), "mini": (32, 64, 128), "quarter": (256, 480, 960), "paper": (256, 480, 960)}
-
-
 _GROUP_LAST = ("conv3", "conv4", "conv5", "conv6")
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
 from scipy import stats
 
 from gstlib.reading import figures, measures, text
@@ -165,8 +164,7 @@ def dose_response(rows: pd.DataFrame) -> Figure:
         ax.plot(100 * 10 ** part["x"].mean(), part["y"].mean(), marker="X", color=_WAYS[way], markersize=11,
                 markeredgecolor="white")
     _fit(ax, each.groupby("way")[["x", "y"]].mean(), color="#4d4d4d", linestyle="--", linewidth=1.4, label="between ways")
-    ax.set_xscale("log")
-    ax.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_locator=NullLocator())
+    figures.by_tens(ax.set_xscale, ax.xaxis, "{x:g}")
     return figures.with_legend(ax, 3)
 
 

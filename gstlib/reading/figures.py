@@ -19,7 +19,7 @@ from scipy import stats
 from gstlib.reading import measures
 from gstlib.reading.interval import Estimate, half_width, t_interval
 from gstlib.reading.study import Study, once
-from gstlib.reading.text import legend_name, number, pooled, seed_slopes, way
+from gstlib.reading.text import firsts, legend_name, number, pooled, seed_slopes, way
 from gstlib.spec import RunSpec
 
 # one colour a method, the same in every figure: Okabe and Ito's set for the targets, told apart by every
@@ -130,11 +130,8 @@ def drawn(study: Study, labels: Iterable[str]) -> list[str]:
 
     At a reduced profile two labels can mean one run (1105 and 1500 batches are cut to 480, say); the first is drawn.
     """
-    there, seen = set(study.runs["label"]), {}
-    for label in labels:
-        if label in there:
-            seen.setdefault(study.spec(label).id, label)
-    return list(seen.values())
+    there = set(study.runs["label"])
+    return firsts((label for label in labels if label in there), lambda label: study.spec(label).id)
 
 
 def traces(study: Study, column: str = "test_accuracy") -> pd.DataFrame:
@@ -236,7 +233,7 @@ def accuracy_by_instability(study: Study) -> Figure:
     Pearson's r pooled over the runs pruned in training with its p; what no event struck in training is a dotted line.
     """
     ax = axes("mean instability (points)", "final test accuracy")
-    _by_tens(ax.set_xscale, ax.xaxis, _POINTS)
+    by_tens(ax.set_xscale, ax.xaxis, _POINTS)
     struck = []
     for label, runs in study.runs.groupby("label", sort=False):
         pruning, colour, name = study.spec(label).pruning, method_colour(study.printed[label]), legend_name(study, label)
@@ -304,7 +301,7 @@ def gains(rows: pd.DataFrame, names: dict[str, str]) -> Figure:
     return ax.figure
 
 
-def _by_tens(set_scale, axis, form) -> None:
+def by_tens(set_scale, axis, form) -> None:
     """Make an axis logarithmic, with ticks at 1, 2 and 5 of each ten."""
     set_scale("log")
     axis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(), major_formatter=form)
@@ -340,10 +337,10 @@ def sharpness_by_instability(study: Study, rows: pd.DataFrame, column: str, name
     logarithmic.  What no event struck in training (no pruning, or pruning before it) is a dotted line.
     """
     ax = axes("mean instability (points)", name, shares=False)
-    _by_tens(ax.set_xscale, ax.xaxis, _POINTS)
+    by_tens(ax.set_xscale, ax.xaxis, _POINTS)
     logs, of = (f"log_{column}", _ten_to) if f"log_{column}" in rows else (column, _same)
     if logs != column:
-        _by_tens(ax.set_yscale, ax.yaxis, "{x:g}")
+        by_tens(ax.set_yscale, ax.yaxis, "{x:g}")
     for label in drawn(study, rows["label"].unique()):
         runs, colour, pruning = rows[rows["label"] == label], method_colour(study.printed[label]), study.spec(label).pruning
         if pruning is None or pruning.scratch:
@@ -427,7 +424,7 @@ def magnitude_deciles(rows: pd.DataFrame) -> Figure:
     are those of logarithms, in which the heights are.
     """
     ax = axes("tenth of the units present", "mean magnitude (fifth tenth = 1)", shares=False)
-    _by_tens(ax.set_yscale, ax.yaxis, "{x:g}")
+    by_tens(ax.set_yscale, ax.yaxis, "{x:g}")
     rows = rows.assign(log=np.log10(rows["relative"]))
     for structure, name, colour, marker in (("weight", "single weights", _PURPLE, "o"),
                                             ("filter", "neurons (l2 norm)", _BLUE, "s")):

@@ -80,10 +80,11 @@ def by_seed(study: Study, label: str, column: str) -> pd.Series:
 
 def distinct(study: Study) -> list[str]:
     """The configurations' labels, of those that mean one run at this profile the first."""
-    return _firsts(study.labels, lambda label: study.spec(label).id)
+    return firsts(study.labels, lambda label: study.spec(label).id)
 
 
-def _firsts(each: Iterable, key: Callable) -> list:
+def firsts(each: Iterable, key: Callable) -> list:
+    """Of those that are alike in `key` the first."""
     found: dict = {}
     for one in each:
         found.setdefault(key(one), one)
@@ -125,7 +126,7 @@ def comparison(study: Study, pairs: Iterable[tuple[str, str]], column: str = "fi
     what, unit, form = ("ratio", RATIO, ".2f") if column.startswith("log_") else ("difference, points", "", "+.2f")
     rows = []
     # a profile may cut two configurations to one run
-    for pair in _firsts(pairs, lambda pair: tuple(
+    for pair in firsts(pairs, lambda pair: tuple(
             study.spec(label).id if label in study.labels else label for label in pair)):
         a, b = (by_seed(study, label, column) for label in pair)
         found = t_interval((a - b).dropna())

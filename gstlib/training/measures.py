@@ -42,9 +42,7 @@ def bn_histogram(model: nn.Module, loader: Loader, epoch: int, images: int = 512
             axes = [0, *range(2, x.dim())]
             x = (x - x.mean(axes, keepdim=True)) / (x.var(axes, unbiased=False, keepdim=True) + module.eps).sqrt()
             values = np.sort(x.flatten().cpu().numpy().astype(np.float64))
-            n = len(values)
-            cdf = stats.norm.cdf(values)
-            ks = float(max((np.arange(1, n + 1) / n - cdf).max(), (cdf - np.arange(n) / n).max()))
+            ks = float(stats.ks_1samp(values, stats.norm.cdf, method="asymp").statistic)
             counts, _ = np.histogram(np.clip(values, -5, 5), edges)
             index = len({row["layer"] for row in rows})
             rows.extend({"epoch": epoch, "layer": name, "layer_index": index, "ks": ks, "sd": float(values.std()),

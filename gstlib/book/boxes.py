@@ -10,10 +10,9 @@ from gstlib.bench import cost
 from gstlib.book import tables
 from gstlib.claims import CLAIMS, CONTRADICTED, INCONCLUSIVE, NOT_RUN, SUPPORTED, Claim
 from gstlib.claims.beyond import PREDICTIONS
-from gstlib.claims.rules import FEWEST
 from gstlib.claims.verdicts import SMALL
 from gstlib.experiments import PROFILES, Experiment, Labelled, data_spec, experiment
-from gstlib.reading.interval import LEVEL
+from gstlib.reading.interval import FEWEST, LEVEL
 from gstlib.store import Store
 
 _CHANGES = {SUPPORTED: "with which this no longer holds", CONTRADICTED: "with which this holds after all",

@@ -11,8 +11,7 @@ from IPython.display import HTML
 from gstlib.book import moving
 from gstlib.claims import CONTRADICTED, INCONCLUSIVE, NOT_RUN, SUPPORTED, VERDICTS, upheld, verdicts
 from gstlib.errors import InputError
-from gstlib.reading.figures import FEWEST
-from gstlib.reading.interval import t_interval
+from gstlib.reading.interval import FEWEST, t_interval
 from gstlib.reading.study import Study, study
 from gstlib.store import Store
 

@@ -16,7 +16,7 @@ import vl_convert
 from IPython.display import HTML
 
 from gstlib.reading import figures, text
-from gstlib.reading.interval import Estimate, t_interval
+from gstlib.reading.interval import FEWEST, Estimate, t_interval
 from gstlib.reading.study import Study, same_seeds
 
 _WIDTH, _GAP, _MARGIN = 700, 20, 74  # of the still picture, between two panels side by side, of an axis: as in moving.js
@@ -266,7 +266,7 @@ def schedule() -> alt.VConcatChart:
 
 def _shown(found: Estimate) -> Estimate:
     """The estimate, without width where there are too few runs for an interval: a rule of no length is not seen."""
-    return found if found.n >= figures.FEWEST else found._replace(low=found.value, high=found.value)
+    return found if found.n >= FEWEST else found._replace(low=found.value, high=found.value)
 
 
 def doses(studies: Iterable[Study]) -> pd.DataFrame:

@@ -23,7 +23,7 @@ from gstlib.book import boxes, moving
 from gstlib.errors import InputError, check_choice
 from gstlib.experiments import PROFILES
 from gstlib.reading import figures, text
-from gstlib.reading.figures import FEWEST
+from gstlib.reading.interval import FEWEST
 from gstlib.reading.study import Study, command
 from gstlib.reading.study import study as read_study
 from gstlib.spec import DataSpec

@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from gstlib.claims.rules import FEWEST, NOT_RUN
+from gstlib.claims.rules import NOT_RUN
 from gstlib.claims.statements import CLAIMS
 from gstlib.claims.verdicts import ReadOnce, judge, studies_at
 from gstlib.reading import measures
+from gstlib.reading.interval import FEWEST
 from gstlib.reading.study import Study
 from gstlib.store import Store
 

@@ -14,7 +14,6 @@ from gstlib.reading.interval import LEVEL, Estimate, holm, p_above, p_blocks, se
 from gstlib.reading.text import number
 
 VERDICTS = SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_RUN = "supported", "contradicted", "inconclusive", "not run"
-FEWEST = 3  # complete seeds; with fewer a t interval is wider than any effect here
 MARGIN = 1 / 4  # of the effect, within which two configurations count as equivalent (rule 5)
 
 

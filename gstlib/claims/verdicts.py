@@ -8,11 +8,11 @@ import pandas as pd
 
 from gstlib import experiments
 from gstlib.claims.evaluations import PRUNE_L
-from gstlib.claims.rules import CONTRADICTED, FEWEST, INCONCLUSIVE, NOT_RUN, SUPPORTED, adjusted
+from gstlib.claims.rules import CONTRADICTED, INCONCLUSIVE, NOT_RUN, SUPPORTED, adjusted
 from gstlib.claims.statements import CLAIMS, Claim
 from gstlib.errors import plain
 from gstlib.reading import measures
-from gstlib.reading.interval import LEVEL
+from gstlib.reading.interval import FEWEST, LEVEL
 from gstlib.reading.measures import KEYS
 from gstlib.reading.study import Study, command, may_mean, meant, study
 from gstlib.store import Store

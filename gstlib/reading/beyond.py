@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from gstlib.reading import figures, measures, text
-from gstlib.reading.figures import FEWEST
-from gstlib.reading.interval import LEVEL, Estimate, t_interval
+from gstlib.reading.interval import FEWEST, LEVEL, Estimate, t_interval
 from gstlib.reading.measures import KEYS
 from gstlib.reading.study import Study
 

@@ -17,7 +17,7 @@ from matplotlib.transforms import Bbox
 from scipy import stats
 
 from gstlib.reading import measures
-from gstlib.reading.interval import Estimate, half_width, t_interval
+from gstlib.reading.interval import FEWEST, Estimate, half_width, t_interval
 from gstlib.reading.study import Study, once
 from gstlib.reading.text import firsts, legend_name, number, pooled, seed_slopes, way
 from gstlib.spec import RunSpec
@@ -37,7 +37,6 @@ _NOISES = {("zero", 0): "#999933", ("zero", 50): "#44AA99", ("zero", 1105): "#66
 DIVERGING = sns.color_palette("vlag_r", as_cmap=True)  # red below, blue above
 _ONE_SHOT = "#661100"
 _BY_SCORE = ("S r=4", "S r=4 l2")  # whose instabilities Figure A2 compares
-FEWEST = 3  # with fewer runs these are drawn themselves, and no band
 _PER_CENT = FuncFormatter(lambda value, _: f"{100 * value:.4g}%")  # 10% and 91.5%, no needless decimals
 _SLIGHT, _STABLE = 0.002, (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1, 1.005, 1.01)  # falls; ticks of stability
 _POINTS = FuncFormatter(lambda value, _: f"{100 * value:.4g}".replace("-", "−"))  # of differences of shares

@@ -14,6 +14,7 @@ from scipy.optimize import brentq
 
 LEVEL, POWER = 0.05, 0.8
 PERMUTATIONS = 9_999
+FEWEST = 3  # values; with fewer a t interval is wider than any effect here, and runs are shown themselves
 
 
 class Estimate(NamedTuple):

@@ -56,8 +56,8 @@ def mean(table: pd.DataFrame, labels) -> np.ndarray:
 
 def mean_log_slope(t: pd.DataFrame) -> Finding:
     found = part("slope", slopes(t["log_instability"], t["accuracy"]), "points for a tenfold instability")
-    r, p, n = pooled(pd.DataFrame({name: t[name].to_numpy().ravel() for name in ("mean_instability", "accuracy")}
-                                  ).rename(columns={"accuracy": "final_accuracy"}))
+    r, p, n = pooled(pd.DataFrame({"mean_instability": t["mean_instability"].to_numpy().ravel(),
+                                   "final_accuracy": t["accuracy"].to_numpy().ravel()}))
     return decide(found, note=f"described as in the paper: pooled Pearson's r = {r:.2f}, p = {p:.2g}, {n} runs")
 
 

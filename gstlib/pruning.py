@@ -144,8 +144,9 @@ def select(scores: torch.Tensor, present: torch.Tensor, k: int, target: str,
     the units still present.  A window that would run past the largest score
     is moved down to end there.
 
-    Raises `InputError` for an unknown target, shapes that differ, scores that
-    are not finite where present, or k outside 0 … number present.
+    Raises `InputError` for an unknown target, shapes that differ, k outside
+    0 … number present, or scores that are not finite where they are looked at
+    ("R" looks at none).
     """
     import torch
 

@@ -1,8 +1,9 @@
 """Scores: one number per unit, the larger the more the unit is taken to matter.
 
-Pure functions of a layer's parameters.  All compute in float64, whatever the
-parameters' type: pruning sorts by these numbers, and among nearly dead units
-the differences are smaller than float32 can tell apart.
+Pure functions of a layer's parameters, or of what its units gave in training.
+All compute in float64, whatever the parameters' type: pruning sorts by these
+numbers, and among nearly dead units the differences are smaller than float32
+can tell apart.
 """
 
 import math

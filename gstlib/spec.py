@@ -225,7 +225,7 @@ class RunSpec:
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
     def to_json(self) -> str:
-        """Canonical JSON: every field, sorted keys, no white space."""
+        """Canonical JSON: every field but `later` ones at their default, sorted keys, no white space."""
         return json.dumps(self, default=_fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     @classmethod
@@ -252,7 +252,8 @@ class RunSpec:
                 or self.pruning is not None and any(map(self.pruning.schedule.struck, range(epoch - RECOVERY, epoch + 1))))
 
     def tests(self) -> tuple[int, int, int]:
-        """How many epochs are tested, how many have an event, and how many strikes there are, each with a test."""
+        """How many epochs are tested, how many have an event, and how many strikes these have, each with a test; what is
+        removed before the first epoch is not counted."""
         epochs = range(self.optimiser.epochs)
         strikes = [self.pruning.schedule.struck(epoch) if self.pruning else 0 for epoch in epochs]
         return sum(map(self.tested_after, epochs)), sum(map(bool, strikes)), sum(strikes)

@@ -63,7 +63,7 @@ class Timing(NamedTuple):
 
     blocks: list[float]
     test: float
-    event: float | None
+    event: float
     ebn: float | None
     memory: int | None
     techniques: list[str]
@@ -243,8 +243,8 @@ def run(device: torch.device, quick: bool = False, networks: Sequence[str] | Non
     """Measure the engine on `device`: {"machine", "rows", "techniques", "costs"}, all JSON.
 
     Rows are those of `row`; a number of replicas that memory does not hold has one that says so in its note.
-    Techniques: steps/s with all of them and without this one, and the quotient, for each that was in use.  Costs: of
-    one run alone, in ms and in training steps.
+    Techniques: steps/s with all of them and without this one, and the quotient, for each that was in use.  Costs: of a
+    run of the smallest group (one alone, where that was asked for), in ms and in training steps.
 
     quick: a few steps, 1 and 5 replicas (on a CPU one a core), techniques on VGG11 alone.
     networks, replicas, techniques: which of `cost.FIGURES`, which numbers of runs in lockstep (on a CPU shared out to a

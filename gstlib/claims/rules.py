@@ -51,7 +51,8 @@ class Finding(NamedTuple):
 
 
 def part(name: str, each, unit: str = "points", confidence: float = 0.95) -> Part:
-    """A number a seed, by Student's t (rule 1). `confidence` .9: each half of an equivalence (rule 5)."""
+    """A number a seed, by Student's t (rule 1). `confidence` .9: each half of an equivalence (rule 5), whose p counts by
+    half, so that both are judged at one level."""
     each = np.asarray(each, dtype=float)
     found, level = t_interval(each, confidence), 1 - confidence
     sd = each.round(12).std(ddof=1)

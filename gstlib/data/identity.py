@@ -124,7 +124,7 @@ def kept(key: str | None, ending: str) -> Path:
 
 
 def recall(source: str | os.PathLike) -> Known | None:
-    """What `data.load(source)` found, where nothing has changed since. Raises `InputError` as `locate` does."""
+    """What `data.load(source)` found, where nothing has changed since. Raises `InputError` as `locate` and `key` do."""
     now = key(*locate(source))
     with suppress(OSError, TypeError, ValueError, RecursionError):  # also where there is no key
         known = Known(**json.loads(kept(now, "json").read_text()))

@@ -196,8 +196,8 @@ class MaskedLayer:
     """A layer whose units can be removed, with whatever must be silent behind it.
 
     `structure` is "filter" (units are filters or rows) or "weight" (single
-    weights); `effect` says which masks the layer needs.  All state lies in
-    the network's buffers.
+    weights); `effect`, and whether it has units `held` for a time, say which
+    masks the layer needs.  All state lies in the network's buffers.
     """
 
     def __init__(self, model: nn.Module, unit: Unit, structure: str, score: str, effect: str = "remove", held: bool = False):

@@ -70,9 +70,8 @@ class Study:
                 return [run for run in of if (run.label, run.spec.seed) in shown]
             return of if of.empty else of[pd.MultiIndex.from_frame(of[["label", "seed"]]).isin(shown)]
 
-        names = ("wanted", "missing", "epochs", "events", "histograms", "flatness", "eigenvalues",
-                 "directions", "runs", "provenance")
-        return dataclasses.replace(self, **{name: chosen(getattr(self, name)) for name in names})
+        return dataclasses.replace(self, **{name: chosen(of) for name, of in vars(self).items()
+                                            if isinstance(of, (list, pd.DataFrame))})
 
     def comparable(self) -> Study:
         """The part in which a network's means are over the same seeds: see `same_seeds`; what was asked for and is missing

@@ -16,14 +16,15 @@ import vl_convert
 from IPython.display import HTML
 
 from gstlib.reading import figures, text
+from gstlib.reading.figures import BLUE, GREEN, ORANGE, PURPLE, VERMILION
 from gstlib.reading.interval import FEWEST, Estimate, t_interval
 from gstlib.reading.study import Study, same_seeds
 
 _WIDTH, _GAP, _MARGIN = 700, 20, 74  # of the still picture, between two panels side by side, of an axis: as in moving.js
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _INK, _QUIET = "currentColor", 0.25
-_LAYERS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
-_TARGETS = {"S": "#0072B2", "R": "#009E73", "L": "#D55E00", "D": "#CC79A7"}
+_LAYERS = (BLUE, ORANGE, GREEN, PURPLE)
+_TARGETS = figures.COLOURS | {"D": PURPLE}
 _CONFIG = {
     "background": "transparent", "font": _FONT, "view": {"stroke": None},
     "axis": {"labelColor": _INK, "titleColor": _INK, "domainColor": _INK, "tickColor": _INK, "gridColor": _INK,
@@ -209,20 +210,20 @@ def expected_activation() -> alt.HConcatChart:
         density="g > 0 ? densityNormal(datum.value, shift, g) : 0", part="max(datum.value, 0) * datum.density")
     x = alt.X("value:Q", title="output of batch normalisation", scale=alt.Scale(domain=[-6, 6], nice=False))
     colour = alt.Color("side:N", legend=alt.Legend(title=None, columns=2), scale=alt.Scale(
-        domain=["cut to 0 by the ReLU", "passes the ReLU"], range=["#8c8c8c", "#0072B2"]))
+        domain=["cut to 0 by the ReLU", "passes the ReLU"], range=["#8c8c8c", BLUE]))
     density = alt.layer(
         grid.mark_area(opacity=0.45, aria=False).encode(x, alt.Y("density:Q", title="density", stack=None), colour),
         grid.mark_line(strokeWidth=1.5, color=_INK, aria=False).encode(x, alt.Y("density:Q")),
         alt.Chart(alt.InlineData([{}])).mark_rule(strokeDash=[4, 3], aria=False).encode(x=alt.datum(0, type="quantitative")),
     ).add_params(scale, shift, weights, g, z, ebn, norm).properties(width=_panel(2), height=190, title="density, cut at 0")
-    area = grid.mark_area(opacity=0.45, color="#D55E00", aria=False).encode(
+    area = grid.mark_area(opacity=0.45, color=VERMILION, aria=False).encode(
         x, alt.Y("part:Q", title="value × density", stack=None)).properties(width=_panel(2), height=190, title=alt.Title(
             text=alt.expr("'what passes: area = E[BN] = ' + format(ebn, '.4f')")))
     bars = alt.Chart(alt.InlineData([{"score": "E[BN]"}, {"score": "l2 norm"}])).transform_calculate(
         size="datum.score == 'E[BN]' ? ebn : norm").mark_bar(height=16).encode(
         alt.X("size:Q", title="score (the norm: 1 at the start)", scale=alt.Scale(domain=[0, 3], clamp=True)),
         alt.Y("score:N", title=None),
-        alt.Color("score:N", legend=None, scale=alt.Scale(domain=["E[BN]", "l2 norm"], range=["#D55E00", "#CC79A7"])))
+        alt.Color("score:N", legend=None, scale=alt.Scale(domain=["E[BN]", "l2 norm"], range=[VERMILION, PURPLE])))
     return ((density | area) & bars.properties(width=_panel(), height=60)).resolve_scale(color="independent").properties(
         description="A normal density that is cut at 0, and the area behind it: the expected activation E[BN], "
                     "which follows scale and shift. The norm of the weights follows neither, and E[BN] does not "
@@ -250,10 +251,10 @@ def schedule() -> alt.VConcatChart:
         alt.Chart(alt.InlineData([{}])).mark_rule(opacity=0.5, aria=False).encode(
             alt.XDatum(alt.expr("s"), type="quantitative", axis=None, scale=scale), alt.X2Datum(alt.expr("e"))),
         epochs.transform_filter("datum.epoch >= s && datum.epoch <= e && (datum.epoch - s) % r == 0").mark_tick(
-            thickness=2, height=26, color="#D55E00", aria=False).encode(alt.X("epoch:Q", axis=None, scale=scale)),
+            thickness=2, height=26, color=VERMILION, aria=False).encode(alt.X("epoch:Q", axis=None, scale=scale)),
     ).properties(width=_panel(), height=28, title=alt.Title(text=alt.expr(
         "events + (events > 1 ? ' events' : ' event') + ', the rate is ' + format(rate, '.1%') + ' of the layer'")))
-    stairs = epochs.mark_area(interpolate="step-after", line={"color": "#0072B2", "strokeWidth": 2}, color="#0072B2",
+    stairs = epochs.mark_area(interpolate="step-after", line={"color": BLUE, "strokeWidth": 2}, color=BLUE,
                               opacity=0.3, aria=False).encode(
         alt.X("epoch:Q", title="epoch", scale=scale),
         alt.Y("removed:Q", title="units removed", stack=None, scale=alt.Scale(domain=[0, alt.expr("units")], nice=False)))

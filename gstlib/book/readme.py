@@ -21,7 +21,7 @@ from gstlib.store import Store
 
 README, PICTURE = Path("README.md"), Path("book/_static/fall-and-recovery.gif")
 BEGIN, END = "<!-- written by make readme -->", "<!-- end of what make readme writes -->"
-_LEFT, _GONE = "#0072B2", "#d9d9d9"
+_LEFT, _GONE = figures.BLUE, "#d9d9d9"
 _SECONDS, _REST = 0.12, 20  # of an epoch; frames for which the end stays
 
 
@@ -72,7 +72,7 @@ def animate(run: Study, place: Path) -> None:
     def draw(epoch: int) -> None:
         now = trace[trace["epoch"] < epoch + 1]
         line.set_data(now["epoch"], 100 * now["accuracy"])
-        bars.set_color(np.where(events["epoch"] <= epoch, "#D55E00", _GONE))
+        bars.set_color(np.where(events["epoch"] <= epoch, figures.VERMILION, _GONE))
         picture.set_data(np.where(np.isnan(gone), np.nan, np.where(gone <= epoch, 0.85, 0.15)))
         accuracy.set_title(f"epoch {epoch}: {100 * now['accuracy'].iloc[-1]:.1f}%, "
                            f"{(gone <= epoch).sum()} of {np.isfinite(gone).sum()} filters removed")

@@ -13,6 +13,7 @@ from gstlib.experiments.figures import Experiment, Labelled, by_rate, each_seed,
 from gstlib.experiments.profiles import Profile, Size
 from gstlib.spec import DataSpec, RunSpec
 
+WHOLE = 50_000  # training images where a profile takes all of them
 # batch sizes with half, a quarter and an eighth of the profile's own steps in an epoch; at full width about so, for they
 # divide the number of images as well
 _BATCHES = {"smoke": (48,), "mini": (32, 64, 128), "quarter": (256, 480, 960), "paper": (256, 480, 960)}
@@ -40,7 +41,7 @@ def cells(profile: Profile) -> Iterator[Cell]:
     images change, the batch size changes with them, so that the steps do not.  At reduced profiles there are half and
     twice the images; at full width, where there are no more, a quarter and a half.  `smoke` has the map's ends alone.
     """
-    own, whole = _brief(profile).of("vgg11"), 50_000
+    own = _brief(profile).of("vgg11")
     slower = {f", steps/{2 ** k}" if profile.name != "smoke" else ", steps/8": batch
               for k, batch in enumerate(_BATCHES[profile.name], start=1)}
     steps = {"": own.batch_size} | slower
@@ -50,7 +51,7 @@ def cells(profile: Profile) -> Iterator[Cell]:
             yield Cell(width + name, own._replace(width=own.width / part, batch_size=batch))
     for word, share in zip(("fewer", "more"), (1 / 2, 2) if own.width < 1 else (1 / 4, 1 / 2)):
         for name in ("", ", steps/8"):
-            yield Cell(f", {word} images{name}", own._replace(train_size=int((own.train_size or whole) * share),
+            yield Cell(f", {word} images{name}", own._replace(train_size=int((own.train_size or WHOLE) * share),
                                                               batch_size=int(steps[name] * share)))
 
 

@@ -10,13 +10,14 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from scipy import stats
 
+from gstlib.experiments.beyond import WHOLE
 from gstlib.reading import figures, measures, text
+from gstlib.reading.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION
 from gstlib.reading.interval import FEWEST, LEVEL, Estimate, t_interval
 from gstlib.reading.measures import KEYS
 from gstlib.reading.study import Study
 
-_WHOLE = 50_000  # training images where a profile takes all of them
-_KINDS = {"true": ("#0072B2", "labels that are true"), "wrong": ("#D55E00", "labels that are wrong")}
+_KINDS = {"true": (BLUE, "labels that are true"), "wrong": (VERMILION, "labels that are wrong")}
 
 
 def places(study: Study) -> pd.DataFrame:
@@ -24,7 +25,7 @@ def places(study: Study) -> pd.DataFrame:
     `steps` between two events of a layer, and `back`, the mean share of clusters of events made good in training
     (`measures.back`)."""
     pruned = study.runs[study.runs["target"] != "none"]
-    at = pruned.assign(images=pruned["train_size"].where(pruned["train_size"] > 0, _WHOLE),
+    at = pruned.assign(images=pruned["train_size"].where(pruned["train_size"] > 0, WHOLE),
                        steps=lambda r: r["retrain"] * r["images"] // r["batch_size"])
     back = measures.back(study.epochs, study.events).groupby("label")["back"].mean()
     each = at.drop_duplicates("label")[["label", "width", "images", "steps"]]
@@ -39,7 +40,7 @@ def maps(study: Study) -> dict[str, Study]:
     """What each map shows, by what lies along it: "width" at the profile's own images, "images" at its own width, for the
     steps between events at which images vary."""
     of, own = {label: study.spec(label) for label in study.labels}, study.spec("none")
-    steps = {label: (spec.data.train_size or _WHOLE) / spec.optimiser.batch_size for label, spec in of.items()}
+    steps = {label: (spec.data.train_size or WHOLE) / spec.optimiser.batch_size for label, spec in of.items()}
     varied = {steps[label] for label, spec in of.items() if spec.data != own.data}
     return {"width": study.restrict(label for label, spec in of.items() if spec.data == own.data),
             "images": study.restrict(label for label, spec in of.items() if spec.model == own.model and steps[label] in varied)}
@@ -87,7 +88,7 @@ def forgotten_by_method(rows: pd.DataFrame) -> Figure:
         part = rows[rows["kind"] == kind]
         for label, runs in part.groupby("label"):
             _estimate(ax, names.index(label) + shift, runs["share"], colour, name if label == names[0] else None)
-    ax.axhline(0, color="#4d4d4d", linewidth=0.8)
+    ax.axhline(0, color=BLACK, linewidth=0.8)
     ax.set_xticks(range(len(names)), [name.partition(",")[0] for name in names])
     return figures.with_legend(ax)
 
@@ -118,8 +119,8 @@ def gain_by_wrong(study: Study) -> Figure:
     for place, share in enumerate(shares):
         part = rows[(rows["wrong_labels"] == share) & (rows["target"] == "L") & (rows["effect"] == "remove")]
         if len(part):
-            _estimate(ax, place, 100 * part["gain"], "#D55E00")
-    ax.axhline(0, color="#4d4d4d", linewidth=0.8)
+            _estimate(ax, place, 100 * part["gain"], VERMILION)
+    ax.axhline(0, color=BLACK, linewidth=0.8)
     ax.set_xticks(range(len(shares)), [f"{share:.0%}" for share in shares])
     return ax.figure
 
@@ -148,8 +149,7 @@ def by_way(study: Study) -> pd.DataFrame:
                          "x": runs["log_instability"], "y": 100 * runs["final_accuracy"]})
 
 
-_WAYS = {"S by E[BN]": "#0072B2", "S by l2": "#CC79A7", "R": "#009E73", "L by E[BN]": "#D55E00", "L by l2": "#E69F00",
-         "zeroing": "#44AA99"}
+_WAYS = {"S by E[BN]": BLUE, "S by l2": PURPLE, "R": GREEN, "L by E[BN]": VERMILION, "L by l2": ORANGE, "zeroing": "#44AA99"}
 
 
 def dose_response(rows: pd.DataFrame) -> Figure:
@@ -162,7 +162,7 @@ def dose_response(rows: pd.DataFrame) -> Figure:
         _fit(ax, part, color=_WAYS[way], linewidth=1.6)
         ax.plot(100 * 10 ** part["x"].mean(), part["y"].mean(), marker="X", color=_WAYS[way], markersize=11,
                 markeredgecolor="white")
-    _fit(ax, each.groupby("way")[["x", "y"]].mean(), color="#4d4d4d", linestyle="--", linewidth=1.4, label="between ways")
+    _fit(ax, each.groupby("way")[["x", "y"]].mean(), color=BLACK, linestyle="--", linewidth=1.4, label="between ways")
     figures.by_tens(ax.set_xscale, ax.xaxis, "{x:g}")
     return figures.with_legend(ax, 3)
 

@@ -24,10 +24,10 @@ from gstlib.spec import RunSpec
 
 # one colour a method, the same in every figure: Okabe and Ito's set for the targets, told apart by every
 # common colour vision, and Paul Tol's muted set for what is not pruning for good
-_BLACK, _ORANGE, _SKY, _GREEN, _BLUE, _VERMILION, _PURPLE = (
+BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
     "#4d4d4d", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7")
-_COLOURS = {"S": _BLUE, "R": _GREEN, "L": _VERMILION}
-_LIGHTER = {"S": _SKY, "L": _ORANGE}
+COLOURS = {"S": BLUE, "R": GREEN, "L": VERMILION}
+_LIGHTER = {"S": SKY, "L": ORANGE}
 _NOISES = {("zero", 0): "#999933", ("zero", 50): "#44AA99", ("zero", 1105): "#6699CC", ("zero", 1500): "#332288",
            ("gaussian", 0): "#B79F45", ("gaussian", 50): "#117733", ("gaussian", 1105): "#AA4499",
            ("gaussian", 1500): "#882255", ("gaussian-transient", 50): "#88CCEE",
@@ -114,14 +114,14 @@ def method_colour(printed: RunSpec) -> str:
     """
     p = printed.pruning
     if p is None:
-        return _BLACK
+        return BLACK
     if (p.effect, p.batches) in _NOISES:
         return _NOISES[p.effect, p.batches]
     if once(p):
         return _ONE_SHOT
     if (p.target, p.score, p.retrain) == ("S", "l2", 4):
-        return _PURPLE
-    return (_LIGHTER if p.retrain == 4 else _COLOURS).get(p.target, _BLACK)
+        return PURPLE
+    return (_LIGHTER if p.retrain == 4 else COLOURS).get(p.target, BLACK)
 
 
 def drawn(study: Study, labels: Iterable[str]) -> list[str]:
@@ -187,10 +187,10 @@ def single_run(study: Study, label: str, seed: int) -> Figure:
     """One run: training accuracy, test accuracy and the fall at each event."""
     ax, study = axes("epoch", "accuracy"), study.restrict([label], seed)
     epochs, events, points = study.epochs, study.events, traces(study)
-    ax.plot(epochs["epoch"], epochs["train_accuracy"], color=_BLACK, linewidth=1.2, linestyle="--", label="training")
+    ax.plot(epochs["epoch"], epochs["train_accuracy"], color=BLACK, linewidth=1.2, linestyle="--", label="training")
     ax.plot(points["epoch"], points["accuracy"], color=method_colour(study.printed[label]), linewidth=1.6, label="test")
-    for column, marker, face in (("t_pre", "^", _BLACK), ("t_post", "v", "white")):
-        ax.plot(events["epoch"] + 0.02 * (column == "t_post"), events[column], linestyle="none", color=_BLACK,
+    for column, marker, face in (("t_pre", "^", BLACK), ("t_post", "v", "white")):
+        ax.plot(events["epoch"] + 0.02 * (column == "t_post"), events[column], linestyle="none", color=BLACK,
                 marker=marker, markerfacecolor=face, markersize=6, clip_on=False, zorder=3,
                 label="$t_{%s}$" % column[2:])
     ax.set_xlim(0, epochs["epoch"].max())
@@ -214,8 +214,8 @@ def instability_by_epoch(study: Study) -> Figure:
     above.set(xlabel="", xlim=(0, None), ylim=(0, None))
     wide = points.pivot_table(index=["seed", "epoch"], columns="label", values="instability").reindex(columns=[*_BY_SCORE])
     less = wide.diff(axis=1)[_BY_SCORE[1]].rename("less").dropna().reset_index()
-    line(below, less, "epoch", "less", _PURPLE, "", marker="o", markersize=4, markeredgewidth=0, linewidth=1)
-    below.axhline(0, color=_BLACK, linestyle=":", linewidth=1.4)
+    line(below, less, "epoch", "less", PURPLE, "", marker="o", markersize=4, markeredgewidth=0, linewidth=1)
+    below.axhline(0, color=BLACK, linestyle=":", linewidth=1.4)
     below.set(xlim=above.get_xlim(), ylabel="difference (points)")
     found = t_interval(less.groupby("seed")["less"].mean())
     below.set_title("S at the smallest rate, l2 less E[BN]" + (
@@ -262,7 +262,7 @@ def accuracy_by_stability(study: Study, by: str = "target") -> Figure:
     ax.xaxis.set(major_locator=FixedLocator(_STABLE), major_formatter=_PER_CENT)
     names = {"target": {"S": "prune S", "R": "prune R", "L": "prune L"},
              "model": {"resnet18": "ResNet18", "resnet20": "ResNet20", "resnet56": "ResNet56"}}[by]
-    for (value, name), colour in zip(names.items(), (_BLUE, _GREEN, _VERMILION)):
+    for (value, name), colour in zip(names.items(), (BLUE, GREEN, VERMILION)):
         runs = measures.stability(study.runs[study.runs[by] == value]) if len(study.runs) else study.runs
         period = {label: study.printed[label].pruning.retrain for label in drawn(study, runs["label"].unique())}
         at = {}
@@ -289,13 +289,13 @@ def gains(rows: pd.DataFrame, names: dict[str, str]) -> Figure:
     ax.set(yticks=range(len(names)), ylim=(len(names) - 0.5, -0.5))
     ax.set_xlabel("gain over no pruning (points)", loc="right")  # beneath long names, not beyond the picture
     ax.set_yticklabels(names.values())
-    ax.axvline(0, color=_BLACK, linestyle=":", linewidth=1.4)
+    ax.axvline(0, color=BLACK, linestyle=":", linewidth=1.4)
     for place, label in enumerate(names):
         each = 100 * rows.loc[rows["label"] == label, "gain"]
-        ax.scatter(each, [place] * len(each), s=18, color=_BLUE, alpha=0.45, linewidths=0)
+        ax.scatter(each, [place] * len(each), s=18, color=BLUE, alpha=0.45, linewidths=0)
         if len(each):
             found = t_interval(each)
-            ax.errorbar(found.value, place, xerr=bar(found), color=_BLUE, marker="D", markersize=7, capsize=4,
+            ax.errorbar(found.value, place, xerr=bar(found), color=BLUE, marker="D", markersize=7, capsize=4,
                         linewidth=1.6)
     return ax.figure
 
@@ -321,7 +321,7 @@ def bar(found: Estimate) -> float | None:
     return found.high - found.value if found.n >= FEWEST else None
 
 
-def _level(ax: Axes, values: pd.Series, colour=_BLACK, name: str = "no pruning", of=_same) -> None:
+def _level(ax: Axes, values: pd.Series, colour=BLACK, name: str = "no pruning", of=_same) -> None:
     """The mean of what no event struck in training as a dotted line with its 95% interval, through `of`."""
     found = t_interval(values.dropna())
     ax.axhline(of(found.value), color=colour, linestyle=":", linewidth=1.4, label=name, zorder=1)
@@ -388,7 +388,7 @@ def gap_by_decile(rows: pd.DataFrame, structure: str) -> Figure:
             slope = seed_slopes(some.assign(points=100 * some["gap"]), "decile", "points")
             said = f": {number(*slope[:3], 'points a decile')}" * (slope.n >= FEWEST)
             ends = np.array([some["decile"].min(), some["decile"].max()])
-            ax.plot(ends, np.polyval(np.polyfit(some["decile"], some["gap"], 1), ends), color=_BLACK, linestyle=dashes,
+            ax.plot(ends, np.polyval(np.polyfit(some["decile"], some["gap"], 1), ends), color=BLACK, linestyle=dashes,
                     linewidth=1.2, label=name + said, zorder=2)
     return with_legend(ax, 1)
 
@@ -425,12 +425,12 @@ def magnitude_deciles(rows: pd.DataFrame) -> Figure:
     ax = axes("tenth of the units present", "mean magnitude (fifth tenth = 1)", shares=False)
     by_tens(ax.set_yscale, ax.yaxis, "{x:g}")
     rows = rows.assign(log=np.log10(rows["relative"]))
-    for structure, name, colour, marker in (("weight", "single weights", _PURPLE, "o"),
-                                            ("filter", "neurons (l2 norm)", _BLUE, "s")):
+    for structure, name, colour, marker in (("weight", "single weights", PURPLE, "o"),
+                                            ("filter", "neurons (l2 norm)", BLUE, "s")):
         line(ax, rows[rows["structure"] == structure], "tenth", "log", colour, name, of=_ten_to, marker=marker,
              markersize=7)
     exponential = measures.exponential_deciles()
-    ax.plot(range(1, 11), exponential / exponential[4], color=_BLACK, linestyle=":", label="exponential distribution")
+    ax.plot(range(1, 11), exponential / exponential[4], color=BLACK, linestyle=":", label="exponential distribution")
     ax.set_xticks(range(1, 11))
     return with_legend(ax)
 
@@ -447,7 +447,7 @@ def by_rate(study: Study, column: str) -> Figure:
     runs = study.runs[study.runs["target"] != "none"].drop_duplicates("run")
     for target, score in (("S", "ebn"), ("S", "l2"), ("R", "ebn"), ("L", "ebn"), ("L", "l2")):
         part = runs[(runs["target"] == target) & (runs["score"] == score)].sort_values("rate")
-        colour = _PURPLE if (target, score) == ("S", "l2") else _COLOURS[target]
+        colour = PURPLE if (target, score) == ("S", "l2") else COLOURS[target]
         line(ax, part, "rate", column, colour, way(target, score), bars=True, marker="o", markersize=7,
               markerfacecolor="white" if score == "l2" else colour, markeredgewidth=1.3,
               linestyle="--" if score == "l2" else "-")
@@ -477,7 +477,7 @@ def activation_histograms(rows: pd.DataFrame) -> Figure:
     for ax, number in zip(axes.flat, layers):
         layer = rows[rows["number"] == number]
         distances = layer.groupby("when")["ks"].mean()
-        for when, colour, fill in (("before", _SKY, True), ("after", _BLUE, False)):
+        for when, colour, fill in (("before", SKY, True), ("after", BLUE, False)):
             part = layer[layer["when"] == when]
             if part.empty:
                 continue
@@ -486,7 +486,7 @@ def activation_histograms(rows: pd.DataFrame) -> Figure:
             sns.histplot(x=(part["left"] + part["right"]) / 2, weights=share, bins=edges, stat="density",
                          element="step", color=colour, fill=fill, alpha=0.55 if fill else 1,
                          linewidth=0 if fill else 1.5, ax=ax, label=f"{when} training")
-        ax.plot(grid, stats.norm.pdf(grid), color=_VERMILION, linestyle="--", linewidth=1.3, label="standard normal")
+        ax.plot(grid, stats.norm.pdf(grid), color=VERMILION, linestyle="--", linewidth=1.3, label="standard normal")
         shown = " → ".join(f"{distances[when]:.2f}" if distances[when] == distances[when] else "refused"
                            for when in ("before", "after") if when in distances)
         ax.set_title(f"conv {number}: KS {shown}", fontsize=11)
@@ -501,7 +501,7 @@ def activation_histograms(rows: pd.DataFrame) -> Figure:
 def distance_by_layer(layers: pd.DataFrame) -> Figure:
     """Claim C18: Kolmogorov-Smirnov distance to the standard normal by layer, before and after training."""
     ax = axes("convolution, counted from the input", "KS distance to the normal", shares=False)
-    for when, colour, dashes in (("before", _SKY, "--"), ("after", _BLUE, "-")):
+    for when, colour, dashes in (("before", SKY, "--"), ("after", BLUE, "-")):
         line(ax, layers[layers["when"] == when].dropna(subset="ks"), "number", "ks", colour, f"{when} training",
               bars=True, linestyle=dashes, marker="o")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -512,7 +512,7 @@ def distance_by_layer(layers: pd.DataFrame) -> Figure:
 def score_against_activation(table: pd.DataFrame, score: str, name: str) -> Figure:
     """How well a score predicts a channel's mean activation: columns `score` and `activation`, a dot a channel."""
     ax = axes(name, "mean activation after the ReLU", shares=False)
-    sns.scatterplot(table, x=score, y="activation", color={"ebn": _BLUE, "l2": _PURPLE}[score], s=28, alpha=0.7,
+    sns.scatterplot(table, x=score, y="activation", color={"ebn": BLUE, "l2": PURPLE}[score], s=28, alpha=0.7,
                     linewidth=0, ax=ax)
     rho = stats.spearmanr(table[score], table["activation"]).statistic
     ax.set_title(f"Spearman's rho = {rho:.2f}", fontsize="small")

@@ -16,7 +16,6 @@ from gstlib.spec import DataSpec, ModelSpec, OptimiserSpec, PruningSpec, RunSpec
 
 VGG11_LAST = ("conv5", "conv6", "conv7", "conv8")
 RESNET18_LAST = ("stage4.0.conv1", "stage4.0.conv2", "stage4.1.conv1", "stage4.1.conv2")
-_EPOCHS, _MILESTONES = 325, (150, 300)
 _SHARE = 0.75  # of the time between two events of a layer that a noise may last
 
 
@@ -40,20 +39,6 @@ class Experiment(NamedTuple):
     def seeds(self, profile: Profile) -> int:
         """How many seeds are run where none are asked for."""
         return 1 if self.one_seed and profile.name == "smoke" else profile.seeds
-
-
-def run_spec(profile: Profile, data: DataSpec, seed: int, model: str, *, pruning: PruningSpec | None = None,
-             epochs: int = _EPOCHS, milestones=_MILESTONES, size: str = "", optimiser=None, **fields) -> RunSpec:
-    """A run of `model` at the profile's size of that name, or of the name `size`; `optimiser`: what is not as usual."""
-    at = profile.of(size or model)
-    if "flatness" in fields.get("measures", ()):
-        fields["flatness"] = profile.flatness
-    trained = OptimiserSpec(batch_size=at.batch_size, epochs=rounded(epochs, at.divisor), decay=profile.decay,
-                            milestones=tuple(rounded(m, at.divisor) for m in milestones), **(optimiser or {}))
-    data = dataclasses.replace(data, train_size=at_least(at.train_size, data.classes),
-                               test_size=at_least(at.test_size, data.classes) or data.test_size)
-    return RunSpec(data, ModelSpec(model, at.width), trained, pruning, seed, profile.precision, profile.channels_last,
-                   profile.test_every, **fields)
 
 
 def pruning_spec(profile: Profile, model: str, layers, start, end, fraction, retrain: int, *, batches: int = 0,
@@ -89,10 +74,22 @@ def resnet18(profile, retrain: int, start=(3, 4, 5, 6), end=(150, 150, 170, 275)
     return pruning_spec(profile, "resnet18", RESNET18_LAST, start, end, fraction, retrain, **fields)
 
 
-def each_seed(profile, data, seeds, model: str, configurations: dict[str, PruningSpec | None],
-               **fields) -> list[Labelled]:
-    """Seeds outside, configurations inside: an interrupted campaign leaves whole rounds, not one lonely method."""
-    return [Labelled(label, run_spec(profile, data, seed, model, pruning=pruning, **fields))
+def each_seed(profile: Profile, data: DataSpec, seeds: Iterable[int], model: str,
+              configurations: dict[str, PruningSpec | None], *, epochs: int = 325, milestones=(150, 300), size: str = "",
+              optimiser=None, **fields) -> list[Labelled]:
+    """Runs of `model` at the profile's size of that name, or of the name `size`; `optimiser`: what is not as usual.
+
+    Seeds outside, configurations inside: an interrupted campaign leaves whole rounds, not one lonely method.
+    """
+    at = profile.of(size or model)
+    if "flatness" in fields.get("measures", ()):
+        fields["flatness"] = profile.flatness
+    trained = OptimiserSpec(batch_size=at.batch_size, epochs=rounded(epochs, at.divisor), decay=profile.decay,
+                            milestones=tuple(rounded(m, at.divisor) for m in milestones), **(optimiser or {}))
+    data = dataclasses.replace(data, train_size=at_least(at.train_size, data.classes),
+                               test_size=at_least(at.test_size, data.classes) or data.test_size)
+    return [Labelled(label, RunSpec(data, ModelSpec(model, at.width), trained, pruning, seed, profile.precision,
+                                    profile.channels_last, profile.test_every, **fields))
             for seed in seeds for label, pruning in configurations.items()]
 
 

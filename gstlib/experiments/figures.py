@@ -42,7 +42,7 @@ class Experiment(NamedTuple):
 
 
 def pruning_spec(profile: Profile, model: str, layers, start, end, fraction, retrain: int, *, batches: int = 0,
-             **fields) -> PruningSpec:
+                 **fields) -> PruningSpec:
     start, end, retrain = scaled_schedule(start, end, retrain, profile.of(model).divisor)
     return PruningSpec(layers, start, end, tuple(fraction), retrain, batches=_duration(batches, profile, model, retrain),
                        **fields)
@@ -70,7 +70,7 @@ def struck(profile, effect: str, batches: int = 0, r: int = 40) -> PruningSpec:
 
 
 def resnet18(profile, retrain: int, start=(3, 4, 5, 6), end=(150, 150, 170, 275),
-              fraction=(0.25, 0.4, 0.25, 0.95), **fields) -> PruningSpec:
+             fraction=(0.25, 0.4, 0.25, 0.95), **fields) -> PruningSpec:
     return pruning_spec(profile, "resnet18", RESNET18_LAST, start, end, fraction, retrain, **fields)
 
 
@@ -145,7 +145,7 @@ def figure2(profile: Profile, data: DataSpec, seeds: Iterable[int]) -> list[Labe
     targets = [*(f"D{k}" for k in range(11)), "D9-remaining"]
     return each_seed(profile, data, seeds, "conv4", {
         f"{target} {structure}": pruning_spec(profile, "conv4", ("fc1",), (4,), (52,), (0.1,), 3, target=target,
-                                          score=score, structure=structure)
+                                              score=score, structure=structure)
         for structure, score in (("weight", "magnitude"), ("filter", "l2")) for target in targets
     }, epochs=55, milestones=(30, 60))
 

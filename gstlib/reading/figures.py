@@ -166,7 +166,7 @@ def accuracy_by_epoch(study: Study, labels: list[str] | None = None, confidence:
         p, colour = study.spec(label).pruning, method_colour(study.printed[label])
         large = p is not None and p.target == "L" and p.effect.startswith("remove")
         line(ax, points[points["label"] == label], "epoch", "accuracy", colour, legend_name(study, label), confidence,
-              linewidth=1.6 if large else 1.2, linestyle=(0, (3, 1.2)) if p and p.structure == "weight" else "-")
+             linewidth=1.6 if large else 1.2, linestyle=(0, (3, 1.2)) if p and p.structure == "weight" else "-")
         if arrows and large and ax is above:
             for epoch, low in study.events[study.events["label"] == label].groupby("epoch")["t_post"].mean().items():
                 ax.annotate("", (epoch, low), (0, -16), textcoords="offset points",
@@ -207,8 +207,8 @@ def instability_by_epoch(study: Study) -> Figure:
     points = measures.instability(study.events)
     for label in drawn(study, points["label"].unique()):
         line(above, points[points["label"] == label], "epoch", "instability", method_colour(study.printed[label]),
-              legend_name(study, label), marker="o", markersize=4, markeredgewidth=0, linewidth=1,
-              linestyle="--" if study.spec(label).pruning.score == "l2" else "-")
+             legend_name(study, label), marker="o", markersize=4, markeredgewidth=0, linewidth=1,
+             linestyle="--" if study.spec(label).pruning.score == "l2" else "-")
     above.set_yscale("symlog", linthresh=0.001, linscale=0.4)
     above.yaxis.set_minor_locator(NullLocator())
     above.set(xlabel="", xlim=(0, None), ylim=(0, None))
@@ -360,7 +360,7 @@ def along_eigenvectors(study: Study, column: str) -> Figure:
     ax = axes("distance along the eigenvector", "test loss (nats)" if loss else "test accuracy", shares=not loss)
     for label in drawn(study, study.directions["label"].unique()):
         line(ax, study.directions[study.directions["label"] == label], "step", column, method_colour(study.printed[label]),
-              legend_name(study, label), linewidth=1.4)
+             legend_name(study, label), linewidth=1.4)
     return with_legend(ax)
 
 
@@ -449,8 +449,8 @@ def by_rate(study: Study, column: str) -> Figure:
         part = runs[(runs["target"] == target) & (runs["score"] == score)].sort_values("rate")
         colour = PURPLE if (target, score) == ("S", "l2") else COLOURS[target]
         line(ax, part, "rate", column, colour, way(target, score), bars=True, marker="o", markersize=7,
-              markerfacecolor="white" if score == "l2" else colour, markeredgewidth=1.3,
-              linestyle="--" if score == "l2" else "-")
+             markerfacecolor="white" if score == "l2" else colour, markeredgewidth=1.3,
+             linestyle="--" if score == "l2" else "-")
     plain = study.runs.loc[study.runs["target"] == "none", column].dropna()
     if len(plain):
         _level(ax, plain)
@@ -503,7 +503,7 @@ def distance_by_layer(layers: pd.DataFrame) -> Figure:
     ax = axes("convolution, counted from the input", "KS distance to the normal", shares=False)
     for when, colour, dashes in (("before", SKY, "--"), ("after", BLUE, "-")):
         line(ax, layers[layers["when"] == when].dropna(subset="ks"), "number", "ks", colour, f"{when} training",
-              bars=True, linestyle=dashes, marker="o")
+             bars=True, linestyle=dashes, marker="o")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_ylim(0, None)
     return with_legend(ax)

@@ -51,9 +51,6 @@ class Weighed:
             weight = torch.where(self.held_units > 0.5, 0, weight)
         return weight if self.weight_noise is None else weight + self.weight_noise
 
-    def _get_name(self) -> str:
-        return type(self).__bases__[1].__name__
-
     def __reduce_ex__(self, protocol):
         return _blank, (type(self).__bases__[1],), self.__dict__
 
@@ -224,7 +221,7 @@ class MaskedLayer:
                 self._undo.append((module.register_forward_pre_hook if name == "silent_inputs" else
                                    module.register_forward_hook)(hook).remove)
         if not self._points:
-            weights = torch.zeros_like(weight, requires_grad=False)
+            weights = torch.zeros_like(weight)
             masks = {"removed_weights": weights}
             if "targeted_units" in self._counts:
                 masks = {"targeted_units": torch.zeros(self.units, device=weight.device)}

@@ -38,7 +38,8 @@ DIVERGING = sns.color_palette("vlag_r", as_cmap=True)  # red below, blue above
 _ONE_SHOT = "#661100"
 _BY_SCORE = ("S r=4", "S r=4 l2")  # whose instabilities Figure A2 compares
 _PER_CENT = FuncFormatter(lambda value, _: f"{100 * value:.4g}%")  # 10% and 91.5%, no needless decimals
-_SLIGHT, _STABLE = 0.002, (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1, 1.005, 1.01)  # falls; ticks of stability
+_SLIGHT = 0.002  # a fall
+_STABLE = (1, 0.99, 0.9, 0.5, 0.98, 0.995, 0.95, 1.01, 1.005, 0.8, 0)  # ticks; of two that would touch the first
 _POINTS = FuncFormatter(lambda value, _: f"{100 * value:.4g}".replace("-", "−"))  # of differences of shares
 
 
@@ -259,7 +260,6 @@ def accuracy_by_stability(study: Study, by: str = "target") -> Figure:
     """
     ax = axes("stability (mean share of accuracy that an event leaves)", "final test accuracy")
     ax.set_xscale("function", functions=(lambda stable: np.arcsinh((stable - 1) / _SLIGHT), lambda x: 1 + _SLIGHT * np.sinh(x)))
-    ax.xaxis.set(major_locator=FixedLocator(_STABLE), major_formatter=_PER_CENT)
     names = {"target": {"S": "prune S", "R": "prune R", "L": "prune L"},
              "model": {"resnet18": "ResNet18", "resnet20": "ResNet20", "resnet56": "ResNet56"}}[by]
     for (value, name), colour in zip(names.items(), (BLUE, GREEN, VERMILION)):
@@ -277,6 +277,12 @@ def accuracy_by_stability(study: Study, by: str = "target") -> Figure:
     plain = study.runs.loc[study.runs["target"] == "none", "final_accuracy"]
     if len(plain):
         _level(ax, plain)
+    scale, ticks = ax.xaxis.get_transform().transform, []
+    low, high = scale(np.array(ax.get_xlim()))
+    for tick in _STABLE:
+        if low <= scale(tick) <= high and all(abs(scale(tick) - scale(other)) > 0.115 * (high - low) for other in ticks):
+            ticks.append(tick)
+    ax.xaxis.set(major_locator=FixedLocator(sorted(ticks)), major_formatter=_PER_CENT)
     return with_legend(ax)
 
 

@@ -1,5 +1,6 @@
 import functools
 from dataclasses import replace
+from itertools import pairwise
 
 import matplotlib.backends.backend_agg
 import numpy as np
@@ -258,6 +259,11 @@ def test_stability_is_joined_in_the_order_of_the_periods_with_the_first_and_last
     assert [text.get_text() for text in ax.texts] == ["4", "300"] * 3
     scale = ax.xaxis.get_transform()
     assert scale.inverted().transform(scale.transform([0.5, 0.999, 1, 1.003])) == pytest.approx([0.5, 0.999, 1, 1.003])
+    wide = replace(made, runs=made.runs.assign(mean_relative_instability=made.runs["mean_relative_instability"] - 0.04))
+    ax = figures.accuracy_by_stability(wide).axes[0]
+    ax.figure.draw_without_rendering()
+    words = [tick.get_window_extent() for tick in ax.get_xticklabels()]
+    assert len(words) > 3 and all(left.x1 < right.x0 for left, right in pairwise(words)), "no two ticks touch"
 
 
 @pytest.mark.parametrize(("name", "draw"), [

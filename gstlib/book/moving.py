@@ -129,7 +129,7 @@ def fall_and_recovery(study: Study) -> alt.VConcatChart:
     """One run of a study, whose runs are all pruned, through its epochs: accuracy, the fall at each event, filters that go.
 
     Method, seed and epoch are chosen; the epoch also plays.  A filter is a cell of its layer's strip, in the order of
-    removal, and goes dark at its event.
+    removal, and goes grey at its event.
     """
     ways, last = _ways(study), int(study.epochs["epoch"].max())
     rows, events, filters = _of_runs(study), [], []
@@ -187,7 +187,7 @@ def fall_and_recovery(study: Study) -> alt.VConcatChart:
         alt.YOffset("row:O", scale=alt.Scale(paddingInner=0.25)), color=alt.condition(
             "datum.gone <= epoch", alt.value("#666"), alt.Color("layer:N", scale=colours, legend=None)),
         opacity=alt.condition("datum.gone <= epoch", alt.value(0.3), alt.value(1)),
-    ).properties(width=_panel(), height=160, title="filters, dark once they are removed")
+    ).properties(width=_panel(), height=160, title="filters, grey once they are removed")
     return alt.vconcat(line, falls, strip, spacing=8).resolve_scale(color="independent").properties(
         description="Test accuracy over the epochs, the change at each event and the filters that are left, for the run "
                     f"that is chosen; at first {best}, seed {first}, whose deepest fall is {-deepest:.1f} points.",

@@ -192,11 +192,12 @@ class Chapter:
         self._panels += 1
         return f"**Panel {self._panels}.**"
 
-    def move(self, study: Study | None, draw: Callable[[Study], alt.TopLevelMixin], name: str, seen: str) -> None:
+    def move(self, study: Study | None, draw: Callable[[Study], alt.TopLevelMixin], name: str, seen: str,
+             confidence: float = 0.95) -> None:
         """Display a figure that moves (`moving`) with its number and caption; nothing where no run is stored."""
         if not _nothing(study):
             display(moving.html(draw(study), name))
-            self.say(f"{self._number()} *{seen}* {text.caption(study)}")
+            self.say(f"{self._number()} *{seen}* {text.caption(study, confidence)}")
 
     @_without_traceback()
     def verdicts(self, *ids: str) -> None:

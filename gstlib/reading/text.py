@@ -294,7 +294,7 @@ def flatness_correlations(rows: pd.DataFrame) -> str:
 
 
 def caption(study: Study, confidence: float = 0.95) -> str:
-    """What a figure rests on, from the runs' own provenance: data, profile, runs, interval, device, date.
+    """What a figure rests on, from the runs' own provenance: data, profile, runs, interval (if `confidence`), device, date.
 
     What is missing is named with the command that makes it.  Raises
     `InputError` when no run is stored, naming that command too.
@@ -306,7 +306,7 @@ def caption(study: Study, confidence: float = 0.95) -> str:
     wanted, missing = ({run.spec.id for run in runs} for runs in (study.wanted, study.missing))
     count = " to ".join(dict.fromkeys((f"{counts.min()}", f"{counts.max()}")))
     few = counts.max() < interval.FEWEST
-    intervals = ", too few for intervals" if few else f"; intervals are {confidence:.0%} t intervals over seeds"
+    intervals = ", too few for intervals" if few else f"; intervals are {confidence:.0%} t intervals over seeds" * bool(confidence)
     days = about["finished"].str[:10]
     text = (f"Data: {_listed(about['data_title'])}. Profile: {study.profile.title}, {_sizes(study)}. "
             f"{count} run{'' if count == '1' else 's'} per configuration{intervals}. "

@@ -27,6 +27,7 @@ def test_a_study_finds_every_run_and_all_their_seeds(store):
     assert len(found.runs) == 15 and not found.missing, "more seeds than the profile's two"
     assert found.labels == ["none", "S r=4", "S r=40", "L r=40", "S r=4 l2"]
     assert "3 runs per configuration; intervals are 95% t intervals over seeds" in text.caption(found)
+    assert "3 runs per configuration. Device" in text.caption(found, 0), "of a picture that has no interval"
     assert "Missing" not in text.caption(found)
 
 

@@ -120,7 +120,7 @@ def aside(row: dict, prefix: str = "") -> str:
     words += [f"Holm's p {p:.2g}" + ", which does not uphold it" * bool(verdict in DECIDED and p >= LEVEL)] if p == p else []
     if verdict == INCONCLUSIVE and smallest == smallest:
         words.append(f"these {_COUNTED.get(row.get('id'), 'seeds')} would find {text.number(smallest, math.nan, math.nan, unit)} or more")
-        words += [f"what was seen needs {needed:.0f} seeds"] if needed < 1e6 else []
+        words += [f"what was seen needs {float(f'{needed:.2g}'):.0f} seeds"] if needed < 1e6 else []
     return ", ".join(words)
 
 

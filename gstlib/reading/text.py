@@ -54,7 +54,7 @@ def number(value: float, low: float, high: float, unit: str, confidence: float =
     where there is none."""
     if unit == RATIO:
         value, low, high = (10.0 ** np.clip(bound, -300, 300) for bound in (value, low, high))
-        unit = "times"
+        unit, form = "times", ".0f" if value >= 100 else form
     if np.isnan(confidence):
         return f"{value:{form}} (range {low:{form}} to {high:{form}}) {unit}"
     other = "" if confidence == 0.95 else f" ({confidence:.0%} interval)"

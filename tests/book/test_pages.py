@@ -147,6 +147,7 @@ def test_beside_an_open_verdict_stands_what_the_seeds_could_have_found():
     row = {"verdict": "inconclusive", "small_scale": "supported", "p_holm": 0.4, "smallest_effect": 1.5, "seeds_needed": 14.0,
            "unit": "points", "but": ""}
     assert tables.aside(row) == "Holm's p 0.4, these seeds would find 1.50 points or more, what was seen needs 14 seeds"
+    assert "needs 32000 seeds" in tables.aside(row | {"seeds_needed": 32137.0}), "as rough as such a number is"
     assert tables.aside(row | {"unit": "log10 ratio", "smallest_effect": 1.0, "seeds_needed": float("inf")}) == (
         "Holm's p 0.4, these seeds would find 10.00 times or more")
     assert "these configurations would find" in tables.aside(row | {"id": "C1g"}), "to whose number seeds add nothing"

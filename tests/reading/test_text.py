@@ -31,6 +31,7 @@ def test_numbers_are_shown_with_their_interval_and_logarithms_as_ratios():
     assert text.number(1, 0.5, 2, "points", 0.9) == "1.00 [0.50, 2.00] points (90% interval)"
     assert text.number(1, nan, nan, "points") == "1.00 points" and text.number(nan, nan, nan, "points") == "–"
     assert text.number(0, -1, 1, text.RATIO) == "1.00 [0.10, 10.00] times"
+    assert text.number(3.2, 2.3, 4.1, text.RATIO) == "1585 [200, 12589] times"
 
 
 def test_a_row_a_configuration(figure1):

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager, suppress
+from html import escape
 from pathlib import Path
 
 import altair as alt
@@ -162,7 +163,7 @@ class Chapter:
             return False
         if study and (what := study.experiment).name not in self._told:
             self._told.add(what.name)
-            held = ", ".join(study.runs["label"].unique())
+            held = ", ".join(f"<code>{escape(label)}</code>" for label in study.runs["label"].unique())
             lacks = (f"no run is stored at profile {study.profile.name} of what this panel shows"
                      + f" except of {held}" * bool(held) + "; other panels without runs are left out.")
             display(HTML(boxes.nothing(what, study.profile.name, self.all_of(study).missing, study.command, self.store, lacks)))

@@ -171,7 +171,7 @@ def test_a_panel_of_which_the_unpruned_network_or_one_way_alone_is_there_is_not_
             store.file(run.spec.id).unlink()
     there, displayed = chapter(store, "smoke", "figure1-vgg11")
     there.show(there.studies[0], figures.accuracy_by_instability, "panel", "never seen")
-    assert "shows except of none, S r=4;" in displayed[-1].data
+    assert "shows except of <code>none</code>, <code>S r=4</code>;" in displayed[-1].data
     # alone it is what a panel of one way is about
     there.show(there.studies[0].restrict(["none", "S r=4"]), figures.accuracy_by_instability, "panel", "Seen.")
     assert displayed[-2].alt.startswith("Seen. Final test accuracy: no pruning ") and "**Panel 1.**" in displayed[-1].data

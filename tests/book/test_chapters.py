@@ -194,7 +194,7 @@ def test_a_gain_without_an_unpruned_run_to_compare_with_is_no_empty_picture(name
         if run.spec.pruning:
             store.write(run.spec, run.provenance, {table: rows.to_dict("records") for table, rows in run.tables.items()})
     text, pictures = run_here(ROOT / f"chapters/{name}.ipynb", profile="smoke", results=str(store.path), output=str(tmp_path))
-    assert len(pictures) == left and "no run is stored at profile smoke of what this panel shows except of L " in text
+    assert len(pictures) == left and "no run is stored at profile smoke of what this panel shows except of <code>L " in text
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
@@ -305,7 +305,7 @@ def test_one_changed_row_changes_number_verdict_and_figure_and_nothing_stale_sta
     text, pictures = run_here(pages[0], **given)
     # two of ResNet18; of its other readings there is the network that was never pruned alone, and of VGG11 nothing
     assert len(pictures) == 2 and text.count("no run is stored at profile quarter of what this panel shows") == 2
-    assert "Figure 1 top" in text and "shows except of none; other panels" in text
+    assert "Figure 1 top" in text and "shows except of <code>none</code>; other panels" in text
     left = {place.name for place in output.iterdir()} - {"banner.html", "card.png"}  # those of the claims' page
     assert len(left) == 8 and all(name.startswith("figure1-resnet18") for name in left)
 

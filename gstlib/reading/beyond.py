@@ -149,7 +149,7 @@ def by_way(study: Study) -> pd.DataFrame:
                          "x": runs["log_instability"], "y": 100 * runs["final_accuracy"]})
 
 
-_WAYS = {"S by E[BN]": BLUE, "S by l2": PURPLE, "R": GREEN, "L by E[BN]": VERMILION, "L by l2": ORANGE, "zeroing": "#44AA99"}
+_WAYS = {"S by E[BN]": BLUE, "S by l2": PURPLE, "R": GREEN, "L by E[BN]": VERMILION, "L by l2": ORANGE, "zeroing": "#332288"}
 
 
 def dose_response(rows: pd.DataFrame) -> Figure:

@@ -359,7 +359,7 @@ def test_the_page_on_pruning_prints_the_same_every_time(tmp_path):
     printed = "\n".join("".join(out["text"]) for out in outputs if "text" in out)
     listed = [_Rows("".join(out["data"]["text/html"])).rows for out in outputs if "text/html" in out.get("data", {})]
     # a table's first two rows are its headings
-    events = pd.DataFrame([row[1:] for rows in listed for row in rows[2:]],
+    events = pd.DataFrame([row[1:] for rows in listed if rows and "removed_total" in rows[0] for row in rows[2:]],
                           columns=["layer", "units", "removed", "total", "t_pre", "t_post"])
     events[["units", "removed", "total"]] = events[["units", "removed", "total"]].astype(int)
     assert {"features.11.block.3.0", "features.12.0", "classifier.0"} == set(events["layer"])

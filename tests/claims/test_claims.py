@@ -173,7 +173,7 @@ def test_c20_is_the_turned_slope_of_curvature_and_of_trace_within_each_seed():
                                   for s in seeds.index]) for name in ("log_curvature", "log_trace"))
     assert found.part.found.value in (pytest.approx(curvature), pytest.approx(trace)) and trace > 1.9 * curvature
     assert f"curvature over that at a tenfold instability: {10**curvature:.2f}" in found.note
-    assert f": {10**trace:.2f}" in found.note
+    assert f": {10**trace:.0f} [" in found.note and 10**trace > 100  # as rough as such a ratio is
     seeds["log_trace"] = -seeds["log_trace"]
     assert BY_ID["C20"].evaluate(seeds).verdict == CONTRADICTED, "flat by one measure and sharp by the other is not flat"
 

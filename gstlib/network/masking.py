@@ -204,10 +204,10 @@ class MaskedLayer:
         self._axis = unit_axis(self.module)
         self._undo: list[Callable[[], object]] = []
         weight = self.module.weight
-        self._counts = ["removed_units", "removed_weights"]  # masks that say what is gone
+        self._gone_by = ["removed_units", "removed_weights"]  # masks that say what is gone
         if not unit.points and structure == "filter" and effect != "remove-weights":
-            self._counts.append("targeted_units")  # another Pruner's effect that passes leaves units to be removed
-        masked = any(self._mask(name) is not None for name in self._counts)
+            self._gone_by.append("targeted_units")  # another Pruner's effect that passes leaves units to be removed
+        masked = any(self._mask(name) is not None for name in self._gone_by)
         self.before = self.gone if masked else 0  # by others, when these masks were made
         self._points = [(model.get_submodule(path), name, labels) for (path, name), labels in unit.points.items()]
         self._carried = [(path, model.get_submodule(path), name) for path, name in unit.points]
@@ -223,7 +223,7 @@ class MaskedLayer:
         if not self._points:
             weights = torch.zeros_like(weight)
             masks = {"removed_weights": weights}
-            if "targeted_units" in self._counts:
+            if "targeted_units" in self._gone_by:
                 masks = {"targeted_units": torch.zeros(self.units, device=weight.device)}
             if effect == "gaussian-transient":
                 masks["weight_noise"] = weights
@@ -327,7 +327,7 @@ class MaskedLayer:
     def present(self) -> torch.Tensor:
         """False for every unit that is removed or that an event has targeted (bool, one entry a unit)."""
         gone = torch.zeros(self.parameter.shape, dtype=torch.bool, device=self.parameter.device)
-        for name in self._counts:
+        for name in self._gone_by:
             if (mask := self._mask(name)) is not None:
                 gone |= (mask > 0).view(mask.shape if mask.dim() == gone.dim() else (-1, *[1] * (gone.dim() - 1)))
         return ~(gone if self.structure == "weight" else gone.flatten(1).all(1))

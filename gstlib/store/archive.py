@@ -21,7 +21,7 @@ def export(store: Store, place: str | os.PathLike, ids: Iterable[str] | None = N
     """How many runs of `store` (of `ids`, or all) were packed into an archive at `place`, each verified first.
 
     Damaged and newer ones are left out, with a message.  Raises `InputError`
-    where `place` cannot be written, or lies among the stored runs.
+    where none is left, `place` cannot be written, or lies among the stored runs.
     """
     place, packed = Path(place), []
     if Path(os.path.realpath(store.folder)) in Path(os.path.realpath(place)).parents:
@@ -32,6 +32,9 @@ def export(store: Store, place: str | os.PathLike, ids: Iterable[str] | None = N
             for run_id, _ in store.runs(ids):
                 archive.write(store.file(run_id), f"runs/{run_id}.parquet")
                 packed.append(run_id)
+        if not packed:
+            raise InputError(f"no run to export in {store.path}; see what is stored with: python -m gstlib status --results "
+                             + shlex.quote(os.fspath(store.path)))
 
     try:
         files.write_output(place, write)

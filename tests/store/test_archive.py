@@ -45,6 +45,16 @@ def test_chosen_runs_alone_are_exported_and_damaged_ones_left_out(filled, archiv
         assert packed.namelist() == [f"runs/{spec(1).id}.parquet"]
 
 
+@pytest.mark.parametrize("ids", [[], None])
+def test_an_archive_of_nothing_is_not_written(filled, archive, ids):  # noqa: F811
+    before = archive.read_bytes()
+    for run_id in filled.ids() if ids is None else ():
+        filled.file(run_id).unlink()
+    with pytest.raises(InputError, match="no run to export"):
+        export(filled, archive, ids)
+    assert archive.read_bytes() == before and list(archive.parent.glob("*.tmp")) == []
+
+
 def test_an_archive_mends_a_damaged_run(filled, archive):  # noqa: F811
     filled.file(spec().id).write_bytes(b"nonsense")
     assert import_(filled, archive) == ([spec().id], sorted([spec(1).id]), {})

@@ -33,8 +33,8 @@ def export(store: Store, place: str | os.PathLike, ids: Iterable[str] | None = N
                 archive.write(store.file(run_id), f"runs/{run_id}.parquet")
                 packed.append(run_id)
         if not packed:
-            raise InputError(f"no run to export in {store.path}; see what is stored with: python -m gstlib status --results "
-                             + shlex.quote(os.fspath(store.path)))
+            raise InputError(f"no run to export in {store.path}; see what is stored with: "
+                             f"python -m gstlib status --results {shlex.quote(os.fspath(store.path))}")
 
     try:
         files.write_output(place, write)

@@ -450,7 +450,12 @@ def main() -> int:
     asked.add_argument("--output", type=Path, help="also write what was seen there, as JSON")
     options = asked.parse_args()
     if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)  # before minutes of work, not after
+        try:  # before minutes of work, not after
+            options.output.parent.mkdir(parents=True, exist_ok=True)
+            if options.output.is_dir():
+                raise IsADirectoryError(f"{options.output} is a folder")
+        except OSError as error:
+            asked.error(f"cannot write to --output: {error}; name a file in a folder")
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     began = time.monotonic()
     try:

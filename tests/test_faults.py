@@ -28,3 +28,14 @@ def test_a_child_that_fails_is_not_waited_for(capfd):
     with pytest.raises(RuntimeError, match="failed"):
         child.until(lambda: False)
     assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("output", ["file/faults.json", "folder"])
+def test_where_nothing_can_be_written_is_told_before_minutes_of_work(tmp_path, monkeypatch, capsys, output):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setattr(sys, "argv", ["faults.py", f"--output={tmp_path / output}"])
+    monkeypatch.setattr(faults, "run", lambda *_: pytest.fail("it went to work"))
+    with pytest.raises(SystemExit, match="2"):
+        faults.main()
+    assert "cannot write to --output" in capsys.readouterr().err

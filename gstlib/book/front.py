@@ -58,9 +58,11 @@ def tiles(table: pd.DataFrame) -> str:
 
 
 def questions(root: Path) -> str:
-    """Each chapter's question with a link to it (HTML), in the order of the book's table of contents."""
+    """Each chapter's question with a link to it (HTML), in the order of the book's table of contents; nothing without one."""
+    if not (contents := root / "book" / "_toc.yml").exists():  # a chapter that is run outside the project
+        return ""
     lines = []
-    for name in re.findall(r"file: (chapters/\S+)", (root / "book" / "_toc.yml").read_text()):
+    for name in re.findall(r"file: (chapters/\S+)", contents.read_text()):
         first = "".join(json.loads((root / f"{name}.ipynb").read_text())["cells"][0]["source"])
         title = re.search(r"^# (.+)$", first, re.M)[1]
         asked = re.search(r"\*\*The question\.\*\* (.+?\?)(?=\s|$)", first, re.S)

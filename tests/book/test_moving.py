@@ -168,6 +168,10 @@ def test_every_chapter_s_question_is_there_with_its_link():
     assert all(question.endswith("?") and "**" not in question for _, question in found)
 
 
+def test_a_chapter_outside_the_project_lists_no_other_chapters(tmp_path):
+    assert front.questions(tmp_path) == ""
+
+
 def test_the_first_screen_shows_the_runs_that_the_answer_speaks_of(judged, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     store, table = judged

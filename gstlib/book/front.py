@@ -102,7 +102,8 @@ def picture(runs: Study) -> str:
 
 
 def first_screen(table: pd.DataFrame, store: Store, profile: str, data: str | None = None, seeds=None) -> HTML:
-    """The whole of it, for a chapter to hand to the front page; the working directory is the project's root."""
+    """The whole of it, for a chapter to hand to the front page. Chapters are listed where the working
+    directory is the project's root."""
     runs = figure1(table, store, profile, data, seeds)
     return HTML(f'<p class="answer">{escape(answer(table))}</p>{picture(runs) if runs else ""}{tiles(table)}'
                 f"{questions(Path.cwd())}")
